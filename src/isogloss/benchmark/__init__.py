@@ -1,0 +1,1 @@
+"""Level 5: suites of measurements and their reports."""

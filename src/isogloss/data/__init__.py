@@ -1,0 +1,1 @@
+"""Level 2: from recordings in any form to batches."""

@@ -1,0 +1,1 @@
+"""One file per corpus that isogloss knows how to prepare."""

@@ -1,0 +1,1 @@
+"""Level 2: encoders from audio to frames to states, all on packed streams."""

@@ -1,0 +1,1 @@
+"""Level 4: features, probes, ABX, metrics and their intervals."""

@@ -1,0 +1,1 @@
+"""Level 3: foreign checkpoints in and out."""

@@ -1,0 +1,1 @@
+"""Level 2: pure functions from predictions and targets to sums."""

@@ -1,0 +1,1 @@
+"""Level 1: leaf layers with plain arguments, on packed streams."""

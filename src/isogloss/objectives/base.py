@@ -1,0 +1,110 @@
+"""What trains: an objective (self-supervised) or a task (supervised). One protocol, so one loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from isogloss.core.config import Config, parse
+from isogloss.core.errors import ConfigError
+from isogloss.core.lookup import find_class, find_module
+from isogloss.core.types import LossTerms, SpeechBatch
+from isogloss.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One sign of health that the watchdog reads from the logged metrics.
+
+    The metric must stay inside (low, high); outside for `patience` updates in a row the watchdog warns, and after as many
+    again it stops the run with `advice`. Nothing is judged in the first `grace` updates.
+    """
+
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    patience: int = 200
+    grace: int = 0
+    meaning: str = ""  # "the codebook has collapsed"
+    advice: str = ""  # "raise diversity_weight, lower the learning rate"
+
+
+@dataclass
+class HeadReport:
+    """Which heads an objective took from a foreign checkpoint, and which it had to initialise afresh."""
+
+    taken: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What the loop needs of an objective or a task."""
+
+    requires: frozenset[str]  # optional fields of `SpeechBatch` that must be present
+    watches: tuple[Watch, ...]
+
+    def __call__(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        """Return the summed loss of a batch."""
+        ...
+
+    def after_step(self, progress: float) -> None:
+        """Follow an update; `progress` is the fraction of the run that is done (0 to 1)."""
+        ...
+
+
+class Objective(nn.Module, ABC):
+    """A self-supervised objective: it owns its heads, quantizers and teachers and is built from its config and an encoder.
+
+    `additive` says that the loss of a batch is the sum of the losses of its parts (False where a batch statistic enters).
+    `grouping` names the field that all utterances of a micro-batch share (CPC draws negatives within a speaker).
+    """
+
+    additive: bool = True
+    requires: frozenset[str] = frozenset()
+    watches: tuple[Watch, ...] = ()
+    grouping: Literal["speaker", "language"] | None = None
+
+    @abstractmethod
+    def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        """Return the summed loss, the number of targets, and metrics."""
+
+    def after_step(self, progress: float) -> None:
+        """Follow an update (temperatures, teachers); `progress` in [0, 1] is the fraction of the run that is done."""
+
+    def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:
+        """Copy heads from tensors that bear this objective's own names; name the taken and the fresh ones."""
+        own = self.state_dict()
+        report = HeadReport()
+        for name, value in own.items():
+            foreign = tensors.get(name)
+            if foreign is not None and foreign.shape == value.shape:
+                value.copy_(foreign)
+                report.taken.append(name)
+            else:
+                report.fresh.append(name)
+        return report
+
+
+class ObjectiveConfig(Config):
+    """Base of every objective's config; `name` is the file's name."""
+
+    name: str
+
+
+def build_objective(tree: Mapping[str, Any], encoder: Encoder) -> Objective:
+    """Build the objective that `tree["name"]` names from the rest of the tree, for an encoder.
+
+    Raises `ConfigError` for an unknown name or key.
+    """
+    if "name" not in tree:
+        raise ConfigError('[objective] needs `name`, for instance `name = "wav2vec2"`')
+    module = find_module("isogloss.objectives", str(tree["name"]))
+    config = parse(module.Config, tree, "[objective]")
+    build: Any = find_class(module, Objective)
+    objective: Objective = build(config, encoder)
+    return objective

@@ -1,0 +1,1 @@
+"""Level 3: supervised tasks over an encoder."""

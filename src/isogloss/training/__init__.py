@@ -1,0 +1,1 @@
+"""Level 4: the loop (the only one), checkpoints, health, provenance."""
