@@ -1,0 +1,82 @@
+"""`isogloss VERB …`: each verb is one module of this folder, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from isogloss import __version__
+from isogloss.core.errors import IsoglossError
+
+VERBS = {
+    "demo": "the whole chain on real recordings, in minutes; ends in an HTML report",
+    "corpus": "prepare, audit, segment, split, stats, shard, synthesize",
+    "pretrain": "train an encoder on unlabelled speech, from a recipe",
+    "probe": "measure frozen features: phones, CTC phones, language identification",
+    "abx": "measure how well features tell phones apart",
+    "evaluate": "score hypotheses against references, with confidence intervals",
+    "extract": "write an encoder's features to disk",
+    "convert": "turn a Hugging Face or fairseq checkpoint into an isogloss folder",
+    "export": "write a folder that `transformers` opens",
+    "recipes": "list, copy and check the recipes that come with isogloss",
+    "doctor": "versions, devices, codecs, disk",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb and leave with an honest exit code.
+
+    A user's mistake (`IsoglossError`) is one sentence on standard error; `--debug` shows where it came from.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        sys.exit(_run(arguments))
+    except IsoglossError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"isogloss: {' '.join(str(error).split())}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("isogloss: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has left (`isogloss … | head`): nothing more to say, and nothing to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"isogloss {__version__}\n")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        from isogloss.core.lookup import nearest
+
+        sys.stderr.write(f"isogloss: there is no verb `{verb}`; {nearest(verb, list(VERBS))}\n")
+        return 2
+    app = importlib.import_module(f"isogloss.cli.{verb}").app
+    app(args=rest, prog_name=f"isogloss {verb}")
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [
+        "usage: isogloss VERB [OPTIONS]",
+        "",
+        "Speech representations for languages with much audio and little else:",
+        "corpus → pretrain → adapt → transfer → measure.",
+        "",
+        *(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()),
+        "",
+        "`isogloss VERB --help` tells what a verb takes; `--debug` shows the traceback of an error; `--version`.",
+    ]
+    return "\n".join(lines) + "\n"
