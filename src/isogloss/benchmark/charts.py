@@ -1,0 +1,125 @@
+"""Charts as inline SVG that follow the page's colours, light or dark.
+
+matplotlib draws with placeholder colours; they are replaced by CSS variables, so one drawing serves both themes. Charts are
+small (about 340 px wide): a report lays them out side by side where there is room, one above the other where there is not.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Placeholder in the drawing → variable in the page.
+_INK = "#010101"
+_MUTED = "#020202"
+_GRID = "#030303"
+_SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909")
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(_SERIES)},
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "isogloss",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _MUTED,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "text.color": _INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence limits, under a label; `emphasis` marks the systems that the chart is about."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    emphasis: bool = False
+
+
+def line_chart(
+    title: str,
+    x_label: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    reference: float | None = None,
+) -> str:
+    """Draw curves (name → (x, y)); `reference` is a dashed horizontal line, for instance chance."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(2.3)
+        for color, (name, (x, y)) in zip(_SERIES, series.items(), strict=False):
+            axes.plot(x, y, color=color, label=name)
+        if reference is not None:
+            axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        if len(series) > 1:
+            axes.legend(fontsize=8)
+        return _svg(figure, title)
+
+
+def interval_chart(title: str, x_label: str, intervals: Sequence[Interval], *, reference: float | None = None) -> str:
+    """Draw one row per system: a dot with its interval; `reference` is a dashed vertical line, for instance chance."""
+    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        figure, axes = _axes(0.75 + 0.27 * len(intervals))
+        for row, item in enumerate(reversed(intervals)):
+            color = _SERIES[0] if item.emphasis else _MUTED
+            axes.plot([item.low, item.high], [row, row], color=color, linewidth=2.2, solid_capstyle="round")
+            axes.plot([item.value], [row], "o", color=color, markersize=5.5)
+        if reference is not None:
+            axes.axvline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(intervals)), [item.label for item in reversed(intervals)])
+        axes.set_ylim(-0.6, len(intervals) - 0.4)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        return _svg(figure, title)
+
+
+def _axes(height_inches: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.75, height_inches), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'font-family: [^;"]*', "font-family: system-ui, sans-serif", text)
+    text = re.sub(r"(font: (?:bold )?[\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    # An SVG without fixed size fills its column; its id-s must not clash with the next chart's.
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
