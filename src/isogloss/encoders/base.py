@@ -37,6 +37,10 @@ class Encoder(nn.Module, ABC):
     def context(self, latents: Packed, is_masked_N: Tensor | None = None) -> EncoderOutput:
         """Turn latents into L+1 states; rows where `is_masked_N` is True are replaced by the mask embedding first."""
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the large repeated parts (transformer blocks) that FSDP2 shards one by one; none where there are none."""
+        return ()
+
     def num_frames(self, num_samples: int) -> int:
         """Return how many frames an utterance of so many samples has."""
         return self.geometry.num_frames(num_samples)
