@@ -1,0 +1,292 @@
+"""Language identification on pooled features: nearest neighbours and a linear classifier, speakers or sources held out.
+
+A random split measures speakers and channels, not languages. Here a test utterance's speaker is never in training, and in
+the stricter form its whole source (package, site, corpus) is not: only languages that have two sources can be tested so,
+and that is the honest figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isogloss.core.errors import DataError
+from isogloss.evaluation.features import FeatureSource
+from isogloss.evaluation.linear import fit_path
+from isogloss.evaluation.probes import speaker_of
+
+Array = npt.NDArray[Any]
+Method = Literal["linear", "knn"]
+HeldOut = Literal["speaker", "source"]
+
+
+@dataclass(frozen=True)
+class LidSettings:
+    """Fixed beforehand: nothing is searched but the layer, by cross-validation inside each training fold."""
+
+    num_folds: int = 5
+    neighbours: int = 10
+    weight_decay: float = 1e-2
+    with_deviation: bool = True
+
+
+@dataclass
+class Pooled:
+    """One vector per utterance and layer (mean over frames, and deviation), with what splits need to know."""
+
+    source: str
+    values: dict[int, Array]  # layer → B×D
+    ids: list[str]
+    languages: list[str]
+    speakers: list[str]
+    sources: list[str]
+
+
+@dataclass
+class LidResult:
+    """Predictions for every utterance that could be tested; `left_out` counts the others and `why` says why.
+
+    `scores_BC` are log-probabilities over `classes` (linear) or votes (kNN); a class that was absent from an utterance's
+    training fold scores −inf.
+    """
+
+    source: str
+    method: Method
+    held_out: HeldOut
+    layers: list[int]  # the layer chosen in each fold
+    accuracy: float
+    ids: list[str]
+    languages: list[str]
+    predictions: list[str]
+    speakers: list[str]
+    sources: list[str]
+    classes: list[str]
+    scores_BC: Array
+    left_out: int
+    why: str
+
+
+def pool(source: FeatureSource, cuts: Sequence[Any], settings: LidSettings | None = None) -> Pooled:
+    """Pool every layer of every cut that has a language and at least one frame."""
+    settings = settings or LidSettings()
+    rows: dict[int, list[Array]] = {layer: [] for layer in source.layers}
+    kept = []
+    for cut in cuts:
+        if language_of(cut) is None:
+            continue
+        features = source.features(cut)
+        if len(features[source.layers[0]]) == 0:
+            continue
+        kept.append(cut)
+        for layer in source.layers:
+            values_SD = np.asarray(features[layer], dtype=np.float32)
+            parts = [values_SD.mean(0)] + ([values_SD.std(0)] if settings.with_deviation else [])
+            rows[layer].append(np.concatenate(parts))
+    if not kept:
+        raise DataError("no cut has a language; usually because the folders are not named by language codes")
+    return Pooled(
+        source=source.name,
+        values={layer: np.stack(values) for layer, values in rows.items()},
+        ids=[cut.id for cut in kept],
+        languages=[str(language_of(cut)) for cut in kept],
+        speakers=[speaker_of(cut) for cut in kept],
+        sources=[str((cut.custom or {}).get("source", "unknown")) for cut in kept],
+    )
+
+
+def language_of(cut: Any) -> str | None:
+    """Return the language of a cut's first supervision."""
+    languages = [s.language for s in cut.supervisions if s.language]
+    return str(languages[0]) if languages else None
+
+
+def speaker_folds(languages: Sequence[str], speakers: Sequence[str], num_folds: int) -> list[tuple[Array, Array]]:
+    """Return (train, test) indices of folds that never share a speaker.
+
+    Speakers of each language are dealt to folds in turn, those with most utterances first. A language with a single speaker
+    cannot be tested, and is a distractor in training only.
+    """
+    fold_of: dict[str, int] = {}
+    testable = set()
+    for language in sorted(set(languages)):
+        own = [s for s, lang in zip(speakers, languages, strict=True) if lang == language]
+        names = sorted(set(own), key=lambda s: (-own.count(s), s))
+        if len(names) > 1:
+            testable.add(language)
+        fresh = [name for name in names if name not in fold_of]
+        for number, name in enumerate(fresh):
+            fold_of[name] = number % num_folds
+    fold_B = np.array([fold_of[s] for s in speakers])
+    testable_B = np.array([lang in testable for lang in languages])
+    folds = []
+    for fold in range(num_folds):
+        test = np.flatnonzero((fold_B == fold) & testable_B)
+        train = np.flatnonzero(fold_B != fold)
+        known = {languages[i] for i in train}
+        test = np.array([i for i in test if languages[i] in known], dtype=np.int64)
+        # A single-speaker language stays in training, unless that very speaker is tested in another language.
+        tested = {speakers[i] for i in test}
+        single = [i for i in np.flatnonzero(~testable_B) if speakers[i] not in tested]
+        train = np.union1d(train, np.array(single, dtype=np.int64))
+        if len(test):
+            folds.append((train.astype(np.int64), test))
+    return folds
+
+
+def source_folds(languages: Sequence[str], sources: Sequence[str]) -> list[tuple[Array, Array]]:
+    """Return (train, test) indices that hold out one source each.
+
+    Training has the languages with two sources or more from all other sources; tested is what the held-out source has of
+    the languages that are left in training. A fold with fewer than two languages in its test is not a test.
+    """
+    pairs = set(zip(languages, sources, strict=True))
+    several = {lang for lang in set(languages) if sum(pair[0] == lang for pair in pairs) > 1}
+    folds = []
+    for held_out in sorted(set(sources)):
+        rest = np.array([i for i, s in enumerate(sources) if s != held_out and languages[i] in several], dtype=np.int64)
+        known = {languages[i] for i in rest}
+        test = np.array([i for i, s in enumerate(sources) if s == held_out and languages[i] in known], dtype=np.int64)
+        if len(test) and len(known) > 1:
+            folds.append((rest, test))
+    return folds
+
+
+def classify_linear(train_ND: Array, labels_N: Array, test_ND: Array, num_classes: int, weight_decay: float) -> Array:
+    """Return log-probabilities of a regularised logistic regression whose classes weigh alike, test×C."""
+    counts_C = np.bincount(labels_N, minlength=num_classes)
+    weights_C = torch.from_numpy(1.0 / np.maximum(counts_C, 1))
+    (model,) = fit_path(
+        torch.from_numpy(train_ND),
+        torch.from_numpy(labels_N),
+        num_classes,
+        (weight_decay,),
+        class_weights_C=weights_C,
+        max_iterations=50,
+    )
+    scores: Array = model.log_probs(torch.from_numpy(test_ND)).numpy()
+    scores[:, counts_C == 0] = -np.inf
+    return scores
+
+
+def classify_knn(train_ND: Array, labels_N: Array, test_ND: Array, num_classes: int, neighbours: int) -> Array:
+    """Return each class's votes among the nearest training vectors: Σ (1 + cosine similarity), test×C.
+
+    Vectors are standardised with the training set's mean and deviation first.
+    """
+    mean, scale = train_ND.mean(0), train_ND.std(0) + 1e-6
+    train, test = _unit((train_ND - mean) / scale), _unit((test_ND - mean) / scale)
+    similarity = test @ train.T
+    count = min(neighbours, len(train))
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    votes = np.zeros((len(test), num_classes), dtype=np.float64)
+    weights = 1 + np.take_along_axis(similarity, nearest, axis=1)
+    np.add.at(votes, (np.arange(len(test))[:, None], labels_N[nearest]), weights)
+    votes[:, np.bincount(labels_N, minlength=num_classes) == 0] = -np.inf
+    return votes
+
+
+def probe_language(
+    pooled: Pooled,
+    *,
+    method: Method = "linear",
+    held_out: HeldOut = "speaker",
+    layers: Sequence[int] | None = None,
+    settings: LidSettings | None = None,
+) -> LidResult:
+    """Cross-validate language identification; with several layers each fold chooses its own on its training part only."""
+    settings = settings or LidSettings()
+    layers = tuple(sorted(pooled.values) if layers is None else layers)
+    classes = sorted(set(pooled.languages))
+    labels_B = np.array([classes.index(language) for language in pooled.languages])
+    folds = _folds(np.arange(len(labels_B)), pooled, held_out, settings.num_folds)
+    if not folds:
+        raise DataError(
+            f"language identification with held-out {held_out}s needs two languages with two {held_out}s each; this "
+            f"corpus has {len(classes)} languages and {len(set(pooled.speakers))} speakers of "
+            f"{len(set(pooled.sources))} sources"
+        )
+    scores_BC = np.full((len(labels_B), len(classes)), -np.inf)
+    chosen = []
+    for train, test in folds:
+        layer = (
+            layers[0]
+            if len(layers) == 1
+            else _choose_layer(pooled, labels_B, train, layers, method, held_out, settings)
+        )
+        chosen.append(layer)
+        scores_BC[test] = _classify(pooled.values[layer], labels_B, train, test, len(classes), method, settings)
+    tested = np.sort(np.concatenate([test for _, test in folds]))
+    predicted = scores_BC[tested].argmax(1)
+    return LidResult(
+        source=pooled.source,
+        method=method,
+        held_out=held_out,
+        layers=chosen,
+        accuracy=float((predicted == labels_B[tested]).mean()),
+        ids=[pooled.ids[i] for i in tested],
+        languages=[pooled.languages[i] for i in tested],
+        predictions=[classes[i] for i in predicted],
+        speakers=[pooled.speakers[i] for i in tested],
+        sources=[pooled.sources[i] for i in tested],
+        classes=classes,
+        scores_BC=scores_BC[tested],
+        left_out=len(labels_B) - len(tested),
+        why=f"their language has one {held_out} only",
+    )
+
+
+def _folds(index: Array, pooled: Pooled, held_out: HeldOut, num_folds: int) -> list[tuple[Array, Array]]:
+    languages = [pooled.languages[i] for i in index]
+    if held_out == "speaker":
+        folds = speaker_folds(languages, [pooled.speakers[i] for i in index], num_folds)
+    else:
+        folds = source_folds(languages, [pooled.sources[i] for i in index])
+    return [(index[train], index[test]) for train, test in folds]
+
+
+def _choose_layer(
+    pooled: Pooled,
+    labels_B: Array,
+    train: Array,
+    layers: Sequence[int],
+    method: Method,
+    held_out: HeldOut,
+    settings: LidSettings,
+) -> int:
+    """Return the layer with the best accuracy inside a training fold; where it cannot be split by source, by speaker."""
+    inner = _folds(train, pooled, held_out, settings.num_folds) or _folds(train, pooled, "speaker", settings.num_folds)
+    if not inner:
+        return layers[-1]
+    num_classes = int(labels_B.max()) + 1
+    hits = []
+    for layer in layers:
+        correct = 0
+        for fit, dev in inner:
+            scores = _classify(pooled.values[layer], labels_B, fit, dev, num_classes, method, settings)
+            correct += int((scores.argmax(1) == labels_B[dev]).sum())
+        hits.append(correct)
+    return layers[int(np.argmax(hits))]
+
+
+def _classify(
+    values_BD: Array,
+    labels_B: Array,
+    train: Array,
+    test: Array,
+    num_classes: int,
+    method: Method,
+    settings: LidSettings,
+) -> Array:
+    if method == "linear":
+        return classify_linear(values_BD[train], labels_B[train], values_BD[test], num_classes, settings.weight_decay)
+    return classify_knn(values_BD[train], labels_B[train], values_BD[test], num_classes, settings.neighbours)
+
+
+def _unit(values_ND: Array) -> Array:
+    result: Array = values_ND / np.maximum(np.linalg.norm(values_ND, axis=1, keepdims=True), 1e-12)
+    return result
