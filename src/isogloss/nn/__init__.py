@@ -1,1 +1,1 @@
-"""Level 1: leaf layers with plain arguments, on packed streams."""
+"""Level 1: leaf layers on packed streams, with plain arguments."""

@@ -1,0 +1,65 @@
+"""The transformer layer of wav2vec 2.0 and its relatives, on packed streams."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isogloss.nn.attention import PackedAttention
+from isogloss.nn.dropout import Dropout
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, width: int, inner_width: int, inner_dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, inner_width)
+        self.down = nn.Linear(inner_width, width)
+        self.dropout = Dropout(inner_dropout)
+
+    def forward(self, values_ND: Tensor) -> Tensor:
+        """Map each frame by itself."""
+        out: Tensor = self.down(self.dropout(F.gelu(self.up(values_ND))))
+        return out
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each with a residual; `norm_first` puts the norms before them (pre-LN) or after the sums."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        ffn_width: int,
+        *,
+        norm_first: bool,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = PackedAttention(width, num_heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.ffn = FeedForward(width, ffn_width, activation_dropout)
+        self.ffn_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, values_ND: Tensor, sizes_B: list[int], is_dropped: bool = False) -> Tensor:
+        """Return the next state, N×D; a layer that layer drop left out returns its input and gives zero gradients.
+
+        Zero, not none: every process of a group then has a gradient for every parameter, whichever layers it left out.
+        """
+        if is_dropped:
+            anchors = torch.stack([parameter.view(-1)[0] for parameter in self.parameters()])
+            return values_ND + (0.0 * anchors).sum()
+        if self.norm_first:
+            values_ND = values_ND + self.dropout(self.attention(self.attention_norm(values_ND), sizes_B))
+            values_ND = values_ND + self.dropout(self.ffn(self.ffn_norm(values_ND)))
+        else:
+            values_ND = self.attention_norm(values_ND + self.dropout(self.attention(values_ND, sizes_B)))
+            values_ND = self.ffn_norm(values_ND + self.dropout(self.ffn(values_ND)))
+        return values_ND
