@@ -1,0 +1,40 @@
+"""File names in messages and reports: one printable line, from which the exact bytes can be had back."""
+
+from __future__ import annotations
+
+import os
+import re
+
+PathLike = str | os.PathLike[str]
+
+
+def printable(path: PathLike) -> str:
+    r"""Return a path as printable text: a backslash is `\\`, a control character or an undecodable byte is `\xNN`."""
+    return "".join(_escape(c) for c in os.fspath(path))
+
+
+def from_printable(text: str) -> str:
+    r"""Return the path that `printable` was given."""
+    raw = re.sub(
+        rb"\\(?:\\|x([0-9a-f]{2}))",
+        lambda match: bytes([int(match[1], 16)]) if match[1] else b"\\",
+        text.encode("utf-8"),
+    )
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def is_utf8(path: PathLike) -> bool:
+    """True if the name of the file is UTF-8, as manifests and most programs need it."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escape(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
