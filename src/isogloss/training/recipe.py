@@ -1,0 +1,204 @@
+"""A recipe: everything that decides what a run computes, in one TOML file; presets derive, nothing else does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from isogloss.core.config import Config, apply_overrides, parse, read_toml
+from isogloss.core.errors import ConfigError
+from isogloss.core.lookup import find_module, nearest
+from isogloss.data.loader import DataConfig
+from isogloss.encoders.presets import EncoderConfig, preset
+from isogloss.training.optim import OptimConfig
+from isogloss.training.parallel import Parallel
+from isogloss.training.schedule import ScheduleConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingConfig(Config):
+    """How long a run lasts, in which precision, and what it writes when.
+
+    Say one of `updates`, `passes` (through the corpus) and `hours` (of audio, repeats counted). `bf16` computes matrix
+    products in bfloat16 and keeps weights, sums and the optimizer in fp32. `threads` of each process are the cores divided by
+    the processes of a machine where it is not given.
+    """
+
+    updates: Count | None = None
+    passes: Positive | None = None
+    hours: Positive | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Parallel = "ddp"
+    seed: Annotated[int, Field(ge=0)] = 1
+    threads: Count | None = None
+    log_every: Count = 10
+    checkpoint_every: Count = 1000
+    keep: Count = 3
+    probe_every: Count | None = None
+    timeout_seconds: Positive = 300.0
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        given = [name for name in ("updates", "passes", "hours") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"one of `updates`, `passes` and `hours` must be given, but there {'are ' + ', '.join(given) if given else 'is none'}"
+            )
+        return self
+
+    def total_updates(self, seconds_per_update: float, corpus_seconds: float) -> int:
+        """Return the length of the run in updates."""
+        if self.updates is not None:
+            return self.updates
+        seconds = self.hours * 3600 if self.hours is not None else (self.passes or 0.0) * corpus_seconds
+        return max(1, math.ceil(seconds / seconds_per_update))
+
+
+class Recipe(Config):
+    """The whole configuration of a pretraining run.
+
+    `published_seconds_per_update` is the batch of the publication that the recipe follows; a run with less is warned.
+    """
+
+    encoder: EncoderConfig
+    objective: dict[str, Any]
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    published_seconds_per_update: Positive | None = None
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed and usually unwise."""
+        published, own = self.published_seconds_per_update, self.data.seconds_per_update
+        if published is not None and own < published:
+            return [
+                f"`data.seconds_per_update` is {own:g}, below the published {published:g} ({published / own:.0f} times less): "
+                "small batches can collapse; raise it (memory does not grow with it, only time), or train longer at a lower rate"
+            ]
+        return []
+
+
+# A change of these does not change what a run computes, so a resumed run may have it.
+_FREE = {
+    *(
+        f"training.{key}"
+        for key in ("threads", "log_every", "checkpoint_every", "keep", "probe_every", "timeout_seconds")
+    ),
+    "training.parallel",
+    # where the corpus lies may change, what it holds may not: its manifest hash is compared
+    *(f"data.{key}" for key in ("path", "num_workers", "prefetch", "timeout_seconds", "start_method", "max_rejected")),
+    "published_seconds_per_update",
+}
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by its file or by the name of one that comes with isogloss, and apply `section.key=value` overrides.
+
+    Raises `ConfigError`, in one line, for anything unknown or out of range.
+    """
+    path = find_recipe(name)
+    return parse_recipe(recipe_tree(path, overrides), str(path))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe: a path as it is, or the name of a shipped one (`wav2vec2-base`, `pretrain/cpc`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {str(p.relative_to(RECIPES).with_suffix("")): p for p in shipped_recipes()}
+    for known, file in shipped.items():
+        if str(name).removesuffix(".toml") in (known, known.partition("/")[2]):
+            return file
+    names = [known.partition("/")[2] for known in shipped]
+    raise ConfigError(
+        f"there is no recipe `{name}`, neither a file nor one that comes with isogloss; {nearest(str(name), names)}"
+    )
+
+
+def shipped_recipes() -> list[Path]:
+    """Return the files of the recipes that come with isogloss."""
+    return sorted(RECIPES.rglob("*.toml"))
+
+
+def recipe_tree(path: Path, overrides: Sequence[str] = (), seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
+    """Return the tree of a recipe with what it extends and what is overridden merged in."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `extends` goes round in a circle")
+    tree = _name_preset(read_toml(path))
+    if "extends" in tree:
+        beside = path.parent / f"{tree.pop('extends')}".removesuffix(".toml")
+        beside = beside.with_name(beside.name + ".toml")
+        parent = beside if beside.is_file() else find_recipe(beside.stem)
+        tree = _merge(recipe_tree(parent, seen=seen | {path.resolve()}), tree)
+    return _merge(tree, _name_preset(apply_overrides({}, overrides)))
+
+
+def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
+    """Build a recipe from a tree; the preset of the encoder and the defaults of the objective are filled in.
+
+    `data.path` is empty where the tree names no corpus yet.
+    """
+    filled = dict(tree)
+    encoder, data, objective = tree.get("encoder"), tree.get("data", {}), tree.get("objective")
+    if isinstance(encoder, Mapping) and "preset" in encoder:
+        base = preset(str(encoder["preset"])).model_dump(mode="json")
+        filled["encoder"] = _merge(base, {key: value for key, value in encoder.items() if key != "preset"})
+    if isinstance(data, Mapping):
+        filled["data"] = {"path": "", **data}
+    if isinstance(objective, Mapping) and "name" in objective:
+        module = find_module("isogloss.objectives", str(objective["name"]))
+        filled["objective"] = parse(module.Config, objective, f"{where}: [objective]").model_dump(mode="json")
+    return parse(Recipe, filled, where)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return `key (was …, is …)` for every difference of two resolved recipes that changes what a run computes."""
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"`{key}` (was {before.get(key)!r}, is {after.get(key)!r})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in _FREE
+    ]
+
+
+def _name_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(tree.get("encoder"), str):
+        tree["encoder"] = {"preset": tree["encoder"]}
+    return tree
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two trees; a section that becomes another thing (its `name`, `kind` or `preset` differs) starts afresh."""
+    merged = dict(base)
+    if any(key in change for key in _LENGTHS):
+        merged = {key: value for key, value in merged.items() if key not in _LENGTHS}
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            tags = ("kind", "preset", "name") if key in ("encoder", "objective") else ()
+            is_other = any(tag in value and value[tag] != old.get(tag) for tag in tags)
+            merged[key] = dict(value) if is_other else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+_LENGTHS = ("updates", "passes", "hours")  # a recipe that says one of them replaces the one that it inherits
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat

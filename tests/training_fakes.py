@@ -1,0 +1,205 @@
+"""What the tests of the loop share: a tiny corpus, a small objective, jobs, and a script for processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from torch import Tensor, nn
+
+from isogloss.core import dist
+from isogloss.core.rng import derive_seed
+from isogloss.core.types import LossTerms, SpeechBatch
+from isogloss.data.index import CorpusIndex
+from isogloss.data.loader import DataConfig, SpeechLoader
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.presets import build_encoder, preset
+from isogloss.objectives.base import Objective, Watch
+from isogloss.training.job import Job
+from isogloss.training.loop import run_job
+from isogloss.training.optim import OptimConfig
+from isogloss.training.parallel import Learner
+from isogloss.training.preempt import stop_on_signals
+from isogloss.training.recipe import TrainingConfig
+from isogloss.training.schedule import ScheduleConfig
+
+
+def make_corpus(folder: Path, num_utterances: int = 24) -> Path:
+    """Write coloured noise of 0.3 to 1.2 s by four speakers as a prepared corpus."""
+    random = np.random.default_rng(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    cuts = []
+    for number in range(num_utterances):
+        samples = np.cumsum(random.normal(size=int(random.uniform(0.3, 1.2) * 16_000)))
+        samples = (samples - samples.mean()) / (4 * samples.std())
+        path = folder / f"utterance_{number:03d}.wav"
+        soundfile.write(path, samples.clip(-1, 1), 16_000, subtype="PCM_16")
+        recording = Recording.from_file(path)
+        supervision = SupervisionSegment(
+            f"s{number}", recording.id, 0, recording.duration, speaker=f"speaker{number % 4}", language="mul"
+        )
+        cuts.append(MonoCut(recording.id, 0, recording.duration, 0, recording=recording, supervisions=[supervision]))
+    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+    return folder
+
+
+class NextFrame(Objective):
+    """Predict each frame's latents from the state two frames earlier; it logs, dropouts and counts like a real objective."""
+
+    watches = (Watch("spread", low=1e-4, patience=3, meaning="the latents are constant", advice="lower the rate"),)
+
+    def __init__(self, encoder: Encoder, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(encoder.width, encoder.latent_width)
+        self.register_buffer("progress", torch.zeros(()))
+        self.poison: Callable[[SpeechBatch], bool] = lambda batch: False
+
+    def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        latents = encoder.frontend(batch.audio).latents
+        states = encoder.context(latents).last
+        total, count = latents.values_ND.new_zeros(()), 0
+        for state_SD, latent_SD in zip(states.split(), latents.split(), strict=True):
+            guess_SD = self.head(self.dropout(state_SD[:-2]))
+            total = total + (guess_SD - latent_SD[2:].detach()).float().square().mean(-1).sum()
+            count += len(guess_SD)
+        if self.poison(batch):
+            total = total * float("nan")
+        spread = latents.values_ND.detach().float().std(0).mean()
+        return LossTerms(total, count, {"spread": (spread * count, count)})
+
+    def after_step(self, progress: float) -> None:
+        self.progress.fill_(progress)
+
+
+def make_job(
+    corpus: Path,
+    *,
+    encoder: str = "cpc-tiny",
+    updates: int = 12,
+    poison: Callable[[SpeechBatch], bool] | None = None,
+    loader: Any = None,
+    data: Mapping[str, Any] | None = None,
+    objective: Callable[[Encoder], nn.Module] = NextFrame,
+    **training: Any,
+) -> Job:
+    """Return a job over a corpus: 24 utterances make six updates a pass, of four bins each."""
+    settings = DataConfig(
+        path=str(corpus),
+        **{
+            "seconds_per_update": 3.2,
+            "micro_batch_seconds": 1.3,
+            "max_seconds": 1.2,
+            "min_seconds": 0.1,
+            "num_workers": 0,
+            "bins_multiple_of": 4,
+            **(data or {}),
+        },
+    )
+    config = TrainingConfig(**{"updates": updates, "log_every": 1, "checkpoint_every": 1, "keep": 1000, **training})
+    config_encoder = preset(encoder)
+
+    def build() -> Learner:
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        built = build_encoder(config_encoder)
+        trainable = objective(built)
+        if poison is not None:
+            trainable.poison = poison  # type: ignore[assignment]
+        return Learner(built, trainable)
+
+    index = CorpusIndex.open(corpus)
+    learner = build()
+    return Job(
+        build=build,
+        learner=learner,
+        loader=loader
+        or SpeechLoader(
+            index,
+            settings,
+            seed=config.seed,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            num_frames=learner.encoder.num_frames,
+            grouping=learner.objective.grouping,  # type: ignore[arg-type]
+        ),
+        total_updates=updates,
+        optim=OptimConfig(lr=1e-3, clip=1.0),
+        schedule=ScheduleConfig(),
+        training=config,
+        config={"training": config.model_dump(mode="json"), "data": settings.model_dump(mode="json")},
+        manifest=index.manifest,
+        plan_multiple=4,
+    )
+
+
+def run(job: Job, run_dir: Path, **options: Any) -> Any:
+    """Run a job in this process on the CPU."""
+    with stop_on_signals() as stop:
+        return run_job(job, run_dir, torch.device("cpu"), stop, **options)
+
+
+def read_log(run_dir: Path, event: str = "update") -> list[dict[str, Any]]:
+    """Return the log's rows of one event."""
+    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == event]
+
+
+def curve(run_dir: Path) -> dict[int, tuple[float, float, float]]:
+    """Return loss, gradient norm and metric of each update, exactly as logged."""
+    return {row["step"]: (row["loss"], row["grad_norm"], row["metrics"]["spread"]) for row in read_log(run_dir)}
+
+
+def weights(run_dir: Path, step: int) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint."""
+    from safetensors.torch import load_file
+
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def launch(*arguments: str, ranks: int = 1, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start this file as a script, under torchrun where there are several ranks; in its own process group."""
+    command = [sys.executable, __file__, *arguments]
+    if ranks > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def main() -> None:
+    """Train in this process: CORPUS RUN_DIR and a JSON object of `make_job`'s options; errors end as they do on the command line."""
+    from isogloss.core.errors import IsoglossError
+    from isogloss.training.parallel import explained_failures
+
+    corpus, run_dir, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    run_options = options.pop("run", {})
+    bad_rank = options.pop("poison_rank", None)
+    try:
+        with (
+            dist.process_group(options.get("timeout_seconds", 60)) as device,
+            stop_on_signals() as stop,
+            explained_failures(),
+        ):
+            if bad_rank is not None:
+                options["poison"] = lambda batch: dist.rank() == bad_rank
+            run_job(make_job(corpus, **options), run_dir, device, stop, **run_options)
+    except IsoglossError as error:
+        sys.stderr.write(f"isogloss: {error}\n")
+        sys.stderr.flush()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
