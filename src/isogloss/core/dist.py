@@ -17,6 +17,11 @@ def is_distributed() -> bool:
     return torch_dist.is_available() and torch_dist.is_initialized()
 
 
+def launched_rank() -> int:
+    """Rank that `torchrun` gave this process, known before it joins the group; 0 without `torchrun`."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def rank() -> int:
     """Rank of this process, 0 outside a process group."""
     return torch_dist.get_rank() if is_distributed() else 0
