@@ -29,6 +29,6 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
 
 
-def utterance_generators(seeds_B: Tensor, purpose: str) -> list[torch.Generator]:
-    """Return one CPU generator per utterance for one purpose ("masks", "negatives", …)."""
-    return [generator(int(seed), purpose) for seed in seeds_B]
+def utterance_generators(seeds_B: Tensor, purpose: str, device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return one generator per utterance for one purpose ("masks", "negatives", …); the numbers depend on the device."""
+    return [generator(seed, purpose, device=device) for seed in seeds_B.tolist()]

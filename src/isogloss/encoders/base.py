@@ -18,7 +18,8 @@ class Encoder(nn.Module, ABC):
 
     `config` rebuilds the encoder; `geometry` says how samples become frames; `latent_width` is the width of the frontend's
     latents, `width` that of the states, `num_layers` is L (there are L+1 states). `normalizes_waveform` says whether the
-    model expects each whole utterance at zero mean and unit variance (`prepare` does it).
+    model expects each whole utterance at zero mean and unit variance (`prepare` does it). `is_causal` says that state t
+    depends on no frame after t, without which predicting future latents (CPC) is trivial.
     """
 
     config: Config
@@ -28,6 +29,7 @@ class Encoder(nn.Module, ABC):
     width: int
     num_layers: int
     normalizes_waveform: bool
+    is_causal: bool = False
 
     @abstractmethod
     def frontend(self, audio: Packed) -> FrontendOutput:
