@@ -64,6 +64,7 @@ class Objective(nn.Module, ABC):
     `grouping` names the field that all utterances of a micro-batch share (CPC draws negatives within a speaker).
     """
 
+    config: ObjectiveConfig  # what it was built from; checkpoints keep it
     additive: bool = True
     requires: frozenset[str] = frozenset()
     watches: tuple[Watch, ...] = ()
