@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lhotse import MonoCut
-from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -99,10 +98,10 @@ class SpeechDataset(Dataset[LoadedBin]):
         first, last = 0, length
         if cut.duration > self.whole_seconds:
             first, last = self._read_window(item, length)
-        part = cut
-        if last - first < length:
-            part = fastcopy(cut, start=cut.start + first / SAMPLE_RATE, duration=(last - first) / SAMPLE_RATE)
-        waveform_T = torch.from_numpy(self.read(part, sample_rate=SAMPLE_RATE))
+        samples = self.read(
+            cut, sample_rate=SAMPLE_RATE, start=first / SAMPLE_RATE, duration=(last - first) / SAMPLE_RATE
+        )
+        waveform_T = torch.from_numpy(samples)
         self._check(waveform_T, cut, last - first)
         if self.prepare is not None:
             waveform_T = self.prepare(waveform_T)

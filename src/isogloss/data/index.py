@@ -86,7 +86,8 @@ class CorpusIndex:
     def open(cls, source: Path | str, cache: Path | str | None = None) -> Self:
         """Index a cuts file, a prepared corpus or a Shar folder, or open the index that an earlier call left.
 
-        The index lies in `.isogloss-index` beside the manifest, or in `cache`; where that place cannot be written, in the
+        The index lies in `.isogloss-index` beside the manifest (beside a Shar folder, not in it: lhotse takes every file there
+        for a field), or in `cache`; where that place cannot be written, in the
         user's cache directory. It is found by names, sizes and times of the manifest files: a changed manifest is
         indexed afresh.
         """
@@ -98,7 +99,8 @@ class CorpusIndex:
             stamp.update(
                 f"{_FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
             )
-        place = _writable(Path(cache) if cache is not None else root / ".isogloss-index") / stamp.hexdigest()
+        beside = root.resolve().parent if manifest.is_dir() else root
+        place = _writable(Path(cache) if cache is not None else beside / ".isogloss-index") / stamp.hexdigest()
         if (place / "index.json").exists():
             return cls(place, root)
         return cls.build(manifest, place)
