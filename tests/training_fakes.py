@@ -81,6 +81,15 @@ class NextFrame(Objective):
         self.progress.fill_(progress)
 
 
+def save(learner: Learner, folder: Path, extra: dict[str, Any]) -> None:
+    """Write a model folder as plainly as can be."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    save_file(learner.state_dict(), folder / "model.safetensors")
+    (folder / "extra.json").write_text(json.dumps(extra))
+
+
 def make_job(
     corpus: Path,
     *,
@@ -120,6 +129,7 @@ def make_job(
     learner = build()
     return Job(
         build=build,
+        save=save,
         learner=learner,
         loader=loader
         or SpeechLoader(

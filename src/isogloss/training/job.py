@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -38,12 +39,14 @@ class Loader(Protocol):
 class Job:
     """What the loop needs, whether it pretrains, adapts or fine-tunes.
 
-    `build` makes the learner, on the CPU, the same on every rank. `config` is the resolved configuration (plain values) and
-    `manifest` the hash of the corpus: a resumed run must have the same. `plan_multiple` is what the number of bins of an
-    update is a multiple of: runs with the same multiple compute the same updates, on however many ranks.
+    `build` makes the learner, on the CPU, the same on every rank; `save` writes a trained one as a model folder. `config` is
+    the resolved configuration (plain values) and `manifest` the hash of the corpus: a resumed run must have the same.
+    `plan_multiple` is what the number of bins of an update is a multiple of: runs with the same multiple compute the same
+    updates, on however many ranks.
     """
 
     build: Callable[[], Learner]
+    save: Callable[[Learner, Path, dict[str, Any]], None]
     learner: Learner
     loader: Loader
     total_updates: int
@@ -81,6 +84,7 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
     )
     return Job(
         build=build,
+        save=_save,
         learner=learner,
         loader=loader,
         total_updates=recipe.training.total_updates(recipe.data.seconds_per_update, index.seconds),
@@ -91,3 +95,10 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         manifest=index.manifest,
         plan_multiple=math.lcm(dist.world_size(), recipe.data.bins_multiple_of),
     )
+
+
+def _save(learner: Learner, folder: Path, extra: dict[str, Any]) -> None:
+    from isogloss.hub.save import save_model
+
+    assert isinstance(learner.objective, Objective)
+    save_model(folder, learner.encoder, learner.objective, extra)

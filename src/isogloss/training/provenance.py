@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+@cache
 def installed_packages() -> dict[str, str]:
     """Return the version of every installed package."""
     return dict(sorted((d.metadata["Name"], d.version) for d in distributions() if d.metadata["Name"]))
 
 
+@cache
 def git_state(folder: Path) -> dict[str, str] | None:
     """Return the commit and a hash of the uncommitted changes of the code in `folder`; None outside a repository."""
 

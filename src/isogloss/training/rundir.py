@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from isogloss.core import dist
 from isogloss.core.config import to_toml
 from isogloss.core.errors import CheckpointError, ConfigError, DataError
-from isogloss.objectives.base import Objective
 from isogloss.training.checkpoint import Checkpoints, read_state
 from isogloss.training.job import Job
 from isogloss.training.logging import RunLog
@@ -83,19 +82,11 @@ def prepare_run(job: Job, run_dir: Path, log: RunLog, resume: Resume, *, allow_d
 
 
 def write_model(job: Job, checkpoint: Path, model_dir: Path, step: int) -> None:
-    """Write the encoder and its objective from a whole checkpoint, the same way however the run was sharded. Rank 0 only."""
-    from isogloss.hub.save import save_model
-
+    """Write the model from a whole checkpoint, the same way however the run was sharded. Rank 0 only."""
     learner = job.build()
     learner.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    objective = learner.objective if isinstance(learner.objective, Objective) else None
-    extra = {
-        "step": step,
-        "config": job.config,
-        "manifest": job.manifest,
-        "provenance": describe_run(tree_hash(job.config), job.manifest),
-    }
-    save_model(model_dir, learner.encoder, objective, extra)
+    provenance = describe_run(tree_hash(job.config), job.manifest)
+    job.save(learner, model_dir, {"step": step, "config": job.config, "provenance": provenance})
 
 
 def _check_same(state: dict[str, Any], job: Job, allow_data_change: bool) -> None:

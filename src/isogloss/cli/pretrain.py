@@ -1,0 +1,70 @@
+"""`isogloss pretrain RECIPE --data DIR --out RUN`: train an encoder on unlabelled speech."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+class ResumeChoice(StrEnum):
+    """What to do where RUN holds checkpoints, or none."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="a TOML file, or a name that `isogloss recipes list` shows")],
+    out: Annotated[Path, typer.Option(help="folder of the run: checkpoints, log.jsonl, model/")],
+    data: Annotated[Path | None, typer.Option(help="prepared corpus, cuts file or Shar folder")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
+    ] = None,
+    resume: Annotated[
+        ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")
+    ] = ResumeChoice.auto,
+    allow_data_change: Annotated[
+        bool, typer.Option("--allow-data-change", help="resume although the corpus or the number of processes changed")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
+) -> None:
+    """Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
+
+    Several processes: `torchrun --nproc-per-node N -m isogloss pretrain …`. Exit codes: 0 all is done and saved, 143 (SIGTERM),
+    130 (Ctrl-C) and 75 (SIGUSR1: requeue me) saved and resumable, 76 stood still, 2 a mistake in the recipe, 1 anything else.
+    """
+    from isogloss.core.config import to_toml
+    from isogloss.core.dist import launched_rank
+    from isogloss.training.loop import train
+    from isogloss.training.recipe import load_recipe
+
+    settings = list(overrides or [])
+    if data is not None:
+        settings.append(f"data.path={_quoted(data)}")
+    resolved = load_recipe(recipe, settings)
+    is_main = launched_rank() == 0
+    for warning in resolved.warnings():
+        if is_main:
+            typer.echo(f"warning: {warning}", err=True)
+    if dry_run:
+        typer.echo(to_toml(resolved.model_dump(mode="json")))
+        return
+    result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change)
+    if is_main:
+        typer.echo(
+            f"{result.step} updates, {result.audio_seconds / 3600:.2f} hours of audio in {result.seconds / 60:.1f} minutes, "
+            f"loss {result.loss:.4g}; model: {result.model_dir}"
+        )
+
+
+def _quoted(path: Path) -> str:
+    import json
+
+    return json.dumps(str(path), ensure_ascii=False)

@@ -1,0 +1,86 @@
+"""`isogloss recipes list|copy|check`: the recipes that come with isogloss, and yours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """Show the recipes that come with isogloss, with the first line of each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from isogloss.training.recipe import RECIPES, shipped_recipes
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what")
+    for path in shipped_recipes():
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        table.add_row(str(path.relative_to(RECIPES).with_suffix("")), first)
+    Console().print(table)
+
+
+@app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="a name that `isogloss recipes list` shows")],
+    target: Annotated[Path | None, typer.Argument(help="file or folder; the current folder by default")] = None,
+) -> None:
+    """Copy a recipe, to change it; it is never overwritten."""
+    from isogloss.core.errors import ConfigError
+    from isogloss.training.recipe import find_recipe
+
+    source = find_recipe(name)
+    place = target or Path()
+    file = place / source.name if place.is_dir() else place
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise ConfigError(f"{file} exists already; choose another name") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
+    typer.echo(str(file))
+
+
+@app.command("check")
+def check_recipes(
+    recipes: Annotated[list[str] | None, typer.Argument(help="files or names; all shipped ones by default")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Check recipes without training: every key, every value, and the sizes of the model that they describe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from isogloss.core.errors import ConfigError, IsoglossError
+    from isogloss.training.recipe import load_recipe, shipped_recipes
+    from isogloss.training.sizes import count_parameters
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "encoder (M)", "objective (M)", "seconds per update", "length", "verdict"):
+        table.add_column(column, justify="right" if "(M)" in column else "left")
+    faults = []
+    for name in recipes or [str(path) for path in shipped_recipes()]:
+        try:
+            recipe = load_recipe(name, overrides or [])
+            encoder, objective = count_parameters(recipe)
+        except IsoglossError as error:
+            faults.append(str(error))
+            table.add_row(Path(name).stem, "", "", "", "", f"[red]wrong[/]: {error}")
+            continue
+        training = recipe.training
+        length = next(f"{v:g} {k}" for k in ("updates", "passes", "hours") if (v := getattr(training, k)) is not None)
+        verdict = "; ".join(["good", *recipe.warnings()])
+        seconds = f"{recipe.data.seconds_per_update:g}"
+        table.add_row(Path(name).stem, f"{encoder / 1e6:.2f}", f"{objective / 1e6:.2f}", seconds, length, verdict)
+    Console().print(table)
+    if faults:
+        raise ConfigError(f"{len(faults)} of the recipes cannot be used; first: {faults[0]}")
