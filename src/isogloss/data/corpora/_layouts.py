@@ -158,8 +158,8 @@ def _prompt_texts(roots: dict[str, Path]) -> dict[str, dict[str, str]]:
 def _fillets(source: Source, roots: dict[str, Path], table: Table, listing: Listing) -> None:
     lines: dict[str, dict[str, dict[str, tuple[str, str]]]] = {}  # level → line → language → (font, text)
     scripts = roots[source.texts[0]] / "usr/share/games/fillets-ng/script"
-    for path in sorted(scripts.glob("*/dialogs_*.lua")):
-        language = language_tag(path.stem.removeprefix("dialogs_"))
+    for path in sorted(scripts.glob("*/*dialogs_*.lua")):
+        language = language_tag(path.stem.rpartition("dialogs_")[2])
         level = lines.setdefault(path.parent.name, {})
         for line in parse_dialogs(_read_text(path)):
             level.setdefault(line.name, {})[language] = (line.font, line.text)
@@ -228,7 +228,6 @@ def _klettres(source: Source, roots: dict[str, Path], table: Table, listing: Lis
                 language=language,
                 variety=tag if tag != language else None,
                 speaker=tag,
-                text=name if language in source.references else None,
                 # A letter is not the same content in another language: the key holds the language.
                 prompt=f"klettres/{tag}/{name}",
             )
