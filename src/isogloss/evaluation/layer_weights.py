@@ -65,9 +65,11 @@ def fit_layer_mixture(
     weight_DC = torch.zeros(width, num_classes, device=device, requires_grad=True)
     bias_C = torch.zeros(num_classes, device=device, requires_grad=True)
     # The few layer weights see averaged gradients of all rows and may move faster than the classifier.
-    optimizer = torch.optim.Adam(
-        [{"params": [logits_L], "lr": 10 * learning_rate}, {"params": [weight_DC, bias_C]}], lr=learning_rate
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [logits_L], "lr": 10 * learning_rate},
+        {"params": [weight_DC, bias_C]},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate)
     for epoch in range(epochs):
         order_N = torch.randperm(len(labels_N), generator=generator(seed, "layer mixture", epoch)).to(device)
         for rows in order_N.split(batch_size):

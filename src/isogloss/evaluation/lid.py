@@ -125,16 +125,15 @@ def speaker_folds(languages: Sequence[str], speakers: Sequence[str], num_folds: 
     testable_B = np.array([lang in testable for lang in languages])
     folds = []
     for fold in range(num_folds):
-        test = np.flatnonzero((fold_B == fold) & testable_B)
-        train = np.flatnonzero(fold_B != fold)
+        test = np.flatnonzero((fold_B == fold) & testable_B).tolist()
+        train = np.flatnonzero(fold_B != fold).tolist()
         known = {languages[i] for i in train}
-        test = np.array([i for i in test if languages[i] in known], dtype=np.int64)
+        test = [i for i in test if languages[i] in known]
         # A single-speaker language stays in training, unless that very speaker is tested in another language.
         tested = {speakers[i] for i in test}
-        single = [i for i in np.flatnonzero(~testable_B) if speakers[i] not in tested]
-        train = np.union1d(train, np.array(single, dtype=np.int64))
-        if len(test):
-            folds.append((train.astype(np.int64), test))
+        single = [i for i in np.flatnonzero(~testable_B).tolist() if speakers[i] not in tested]
+        if test:
+            folds.append((np.array(sorted({*train, *single}), dtype=np.int64), np.array(test, dtype=np.int64)))
     return folds
 
 

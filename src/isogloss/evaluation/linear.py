@@ -51,9 +51,9 @@ def fit_path(
 ) -> list[LinearClassifier]:
     """Fit one classifier per weight decay λ, in the order given: minimise mean cross-entropy + λ/2·‖W‖² by L-BFGS.
 
-    With `class_weights_C` the mean is weighted by each row's class. The bias is not penalised; features are standardised with this data's mean and deviation (constant ones are left at
-    zero). Each fit starts from the next stronger decay's, so a grid costs little more than one fit. `tolerance` bounds the
-    largest component of the gradient at the end.
+    With `class_weights_C` the mean is weighted by each row's class. The bias is not penalised; features are standardised
+    with this data's mean and deviation (constant ones are left at zero). Each fit starts from the next stronger decay's, so
+    a grid costs little more than one fit. `tolerance` bounds the largest component of the gradient at the end.
     """
     values_ND = values_ND.float()
     mean_D = values_ND.mean(0)
