@@ -16,9 +16,22 @@ from isogloss.data.index import CorpusIndex
 
 
 def cut_fields(
-    name: str, seconds: float, *, language: str | None = "fr", speaker: str | None = "anna", rate: int = 16_000, source: str = ""
+    name: str,
+    seconds: float,
+    *,
+    language: str | None = "fr",
+    speaker: str | None = "anna",
+    rate: int = 16_000,
+    source: str = "",
 ) -> dict[str, Any]:
-    supervision = {"id": name, "recording_id": name, "start": 0, "duration": seconds, "channel": 0, "text": f"text of {name}"}
+    supervision = {
+        "id": name,
+        "recording_id": name,
+        "start": 0,
+        "duration": seconds,
+        "channel": 0,
+        "text": f"text of {name}",
+    }
     supervision |= {key: value for key, value in (("language", language), ("speaker", speaker)) if value is not None}
     recording = {
         "id": name,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from lhotse import CutSet
-from small_corpus import cut_fields, speech_corpus, write_cuts
 
 from isogloss.core.errors import DataError
 from isogloss.data.index import CorpusIndex
+from small_corpus import cut_fields, speech_corpus, write_cuts
 
 
 def test_holds_what_lhotse_reads(tmp_path: Path) -> None:

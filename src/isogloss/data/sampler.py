@@ -163,26 +163,41 @@ class Planner:
         return Plan(self._number, bins, self.state)
 
     def _next_mixed(self) -> tuple[list[list[Item]], list[_Draw]]:
-        target = round(self._settings.seconds_per_update * SAMPLE_RATE)
         capacity = round(self._settings.micro_batch_seconds * SAMPLE_RATE)
         source = _Drawer(self)
-        source.take_until(target)
-        count = _round_up(math.ceil(source.num_samples / capacity), self._multiple)
+        source.take_until(round(self._settings.seconds_per_update * SAMPLE_RATE))
+        kept, count = self._fit(source, capacity)
+        # what the update holds is settled; only into how many bins it goes depends on the number of processes
+        count = _round_up(count, self._multiple)
         while True:
             source.take_at_least(count)
-            # durations are given, so the last few utterances may be what does not fit: then they open the next update
-            for kept in range(len(source.draws), max(len(source.draws) - 4, count - 1), -1):
-                draws = source.draws[:kept]
-                bins = self._divide([draw.items[0] for draw in draws], count)
-                if max(sum(item.num_samples for item in items) for items in bins) <= capacity:
-                    return bins, draws
+            draws = source.draws[: max(kept, count)]
+            bins = self._divide([draw.items[0] for draw in draws], count)
+            if _longest(bins) <= capacity:
+                return bins, draws
             count += self._multiple
+
+    def _fit(self, source: _Drawer, capacity: int) -> tuple[int, int]:
+        """Return how many draws to keep, and in how many bins they fit.
+
+        Where they just do not fit into the fewest bins, the last few are left to the next update.
+        """
+        items = [draw.items[0] for draw in source.draws]
+        count = math.ceil(source.num_samples / capacity)
+        for kept in range(len(items), max(len(items) - 4, count - 1), -1):
+            if _longest(self._divide(items[:kept], count)) <= capacity:
+                return kept, count
+        while _longest(self._divide(items, count)) > capacity:
+            count += 1
+        return len(items), count
 
     def _next_groups(self) -> tuple[list[list[Item]], list[_Draw]]:
         source = _Drawer(self)
         source.take_about(round(self._settings.seconds_per_update * SAMPLE_RATE))
-        source.take_at_least(_round_up(len(source.draws), self._multiple))
-        return [draw.items for draw in source.draws], source.draws
+        count = max(round(len(source.draws) / self._multiple), 1) * self._multiple
+        source.take_at_least(count)
+        draws = source.draws[:count]
+        return [draw.items for draw in draws], draws
 
     def _divide(self, items: list[Item], count: int) -> list[list[Item]]:
         if self._bucket_edges is None:
@@ -271,6 +286,10 @@ def _bucket_edges(
     shares = np.arange(1, settings.num_buckets) / settings.num_buckets
     edges: NDArray[np.float64] = seconds[np.minimum(np.searchsorted(ends, ends[-1] * shares), len(seconds) - 1)]
     return edges
+
+
+def _longest(bins: Sequence[Sequence[Item]]) -> int:
+    return max(_total(items) for items in bins)
 
 
 def _total(items: Sequence[Item]) -> int:
