@@ -1,0 +1,154 @@
+"""isogloss folders: `isogloss.json` (what it is) and `model.safetensors` (its tensors), whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from isogloss import __version__
+from isogloss.core.config import Config, parse
+from isogloss.core.errors import CheckpointError, ConfigError
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.presets import EncoderConfig
+from isogloss.hub.huggingface import read_json, read_safetensors
+from isogloss.hub.loaded import Found, Heads, LoadReport
+
+DESCRIPTION = "isogloss.json"
+FORMAT = 1
+
+
+class _Description(Config):
+    format: int
+    isogloss: str
+    sha256: str
+    encoder: EncoderConfig
+    objective: dict[str, Any] | None
+    extra: dict[str, Any]
+
+
+def save_model(folder: Path | str, encoder: Encoder, objective: Heads | None, extra: Mapping[str, Any]) -> None:
+    """Write an encoder and the heads of its objective; `extra` (JSON) is kept beside them.
+
+    The folder is written beside its place, synced and renamed: a kill leaves the old one or the new one. Raises
+    `CheckpointError` where the place holds something else or the disk refuses.
+    """
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    if objective is not None:
+        tensors |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
+    objective_tree = None if objective is None else objective.config.model_dump(mode="json")
+    write_folder(Path(folder), tensors, encoder.config, objective_tree, extra)
+
+
+def write_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Config,
+    objective_tree: Mapping[str, Any] | None,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write an isogloss folder from tensors that bear their prefixes (`encoder.`, `objective.`) already."""
+
+    def fill(temporary: Path) -> None:
+        weights = temporary / "model.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        description = {
+            "format": FORMAT,
+            "isogloss": __version__,
+            "sha256": _sha256(weights),
+            "encoder": config.model_dump(mode="json"),
+            "objective": objective_tree,
+            "extra": dict(extra),
+        }
+        text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+        (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
+
+    commit_folder(folder, DESCRIPTION, fill)
+
+
+def commit_folder(folder: Path, mark: str, fill: Any) -> None:
+    """Let `fill` write a folder beside its place, bring it to the disk, and rename it into place.
+
+    A folder that is there already is replaced if it holds `mark` (it was written by us) or is empty, otherwise refused.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link that the user put there
+    if folder.exists() and not (folder.is_dir() and ((folder / mark).exists() or not any(folder.iterdir()))):
+        raise CheckpointError(
+            f"{folder} exists and holds something else than a model of this kind; choose another folder"
+        )
+    temporary = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    retired = folder.parent / f".tmp-old-{folder.name}-{os.getpid()}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        fill(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if folder.exists():
+            folder.rename(retired)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if retired.exists() and not folder.exists():
+            retired.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error}; free some space, or choose another place"
+        ) from None
+
+
+def read_isogloss(folder: Path) -> Found:
+    """Read an isogloss folder; weights that are not those that were saved are a `CheckpointError`."""
+    tree = read_json(folder / DESCRIPTION)
+    if tree.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: `format` must be {FORMAT}, but is {tree.get('format')!r}; usually because a newer isogloss wrote "
+            "it; try to update"
+        )
+    try:
+        description = parse(_Description, tree, str(folder / DESCRIPTION))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: absent; usually because the large file was not copied")
+    if _sha256(weights) != description.sha256:
+        raise CheckpointError(f"{weights}: damaged: its SHA-256 is not the one in {DESCRIPTION}; copy it again")
+    tensors = read_safetensors(weights)
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "objective": {}}
+    for name, tensor in tensors.items():
+        owner, _, rest = name.partition(".")
+        if owner not in parts:
+            raise CheckpointError(f"{weights}: {name} belongs neither to an encoder nor to an objective")
+        parts[owner][rest] = tensor
+    report = LoadReport("isogloss")
+    return Found(description.encoder, parts["encoder"], parts["objective"], report, description.objective)
+
+
+def read_extra(folder: Path | str) -> dict[str, Any]:
+    """Return what was saved beside the model (`extra` of `save_model`)."""
+    extra = read_json(Path(folder) / DESCRIPTION).get("extra", {})
+    return extra if isinstance(extra, dict) else {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
