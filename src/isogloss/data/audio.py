@@ -120,15 +120,18 @@ def read_blocks(
 
 
 def sha256_of_samples(samples: NDArray[np.float32]) -> str:
-    """Return the SHA-256 of float32 little-endian mono samples (at the file's own rate for `cut.custom["sha256"]`)."""
-    return hashlib.sha256(np.ascontiguousarray(samples, dtype="<f4").tobytes()).hexdigest()
+    """Return the SHA-256 of mono samples in 16 bits, little-endian: the content, whatever container or coding kept it.
+
+    `cut.custom["sha256"]` is this, of the samples at the rate of the file.
+    """
+    return hashlib.sha256(_pcm16(samples)).hexdigest()
 
 
 def sha256_of_recording(source: Source) -> str:
-    """Return the SHA-256 of the decoded samples of a whole file, at its own rate, channels averaged."""
+    """Return the SHA-256 of a whole file (`sha256_of_samples`), decoded block by block."""
     digest = hashlib.sha256()
     for block in read_blocks(source):
-        digest.update(np.ascontiguousarray(block, dtype="<f4").tobytes())
+        digest.update(_pcm16(block))
     return digest.hexdigest()
 
 
@@ -272,6 +275,11 @@ def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np
     length = max(1, (2 * len(samples) * wanted + rate) // (2 * rate))
     result = np.asarray(soxr.resample(samples, rate, wanted, quality="HQ"), dtype=np.float32)[:length]
     return np.pad(result, (0, length - len(result))) if len(result) < length else result
+
+
+def _pcm16(samples: NDArray[np.float32]) -> bytes:
+    scaled = np.rint(np.nan_to_num(samples) * 32768.0)
+    return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
 
 
 def _to_mono(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
