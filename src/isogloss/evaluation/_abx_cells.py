@@ -25,7 +25,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 JACKKNIFE_GROUPS = 20
-_FLUSH_CELLS = 1 << 22  # frame distances held at once (a unit larger than that is computed in row tiles)
+_FLUSH_CELLS = 1 << 22  # frame distances held at once
+_TILE_ROWS = 256  # frames of one tile of rows
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Tokens:
         new_first_T = np.cumsum(length_T) - length_T
         frame_N = np.repeat(first_T[order] - new_first_T, length_T) + np.arange(int(length_T.sum()))
         return cls(
-            values_ND[torch.from_numpy(frame_N).to(values_ND.device)],
+            values_ND[torch.from_numpy(frame_N)],
             new_first_T,
             length_T,
             phone_T[order],
@@ -202,12 +203,10 @@ def _with_distances(tokens: Tokens, units: Sequence[_Unit], distance: str) -> It
     waiting: list[_Unit] = []
     batch = _PairBatch(tokens, distance)
     for unit in units:
-        waiting.append(unit)
-        batch.add(unit)
-        if batch.is_full():
-            batch.flush()
-            yield from waiting
+        for _ in batch.add(unit):
+            yield from waiting  # all of them are complete: the unit at hand is not among them yet
             waiting = []
+        waiting.append(unit)
     batch.flush()
     yield from waiting
 
@@ -218,72 +217,75 @@ class _PairBatch:
     def __init__(self, tokens: Tokens, distance: str) -> None:
         self.tokens = tokens
         self.distance = distance
+        self.buffer = torch.empty(_FLUSH_CELLS)
         self._clear()
 
     def _clear(self) -> None:
-        self.tiles: list[Tensor] = []
         self.size = 0
         self.pairs: list[tuple[_Unit, Ints, Ints, Ints, Ints]] = []  # unit, i, j, start, row stride
 
-    def is_full(self) -> bool:
-        return self.size >= _FLUSH_CELLS
-
-    def add(self, unit: _Unit) -> None:
+    def add(self, unit: _Unit) -> Iterator[None]:
+        """Add a unit's pairs; yields whenever the buffer was full and its pairs are done."""
         num_rows, num_cols = (s.stop - s.start for s in (unit.rows, unit.cols))
         unit.distances = np.full((num_rows, num_cols), np.nan, np.float32)
         is_needed = _needed(self.tokens, unit)
         first, length = self.tokens.first_T, self.tokens.length_T
-        col_frames = int(length[unit.cols].sum())
-        step = 0
-        while step < num_rows:
-            # Rows of one tile: within one speaker the matrix is symmetric, so a tile needs no column before its rows.
-            begin = step
-            frames = 0
-            while step < num_rows and (
-                step == begin or (frames + length[unit.rows.start + step]) * col_frames <= _FLUSH_CELLS
-            ):
-                frames += int(length[unit.rows.start + step])
-                step += 1
+        col_end = int(first[unit.cols.stop - 1] + length[unit.cols.stop - 1])
+        begin = 0
+        while begin < num_rows:
+            # A tile is some rows against all columns; within one speaker the matrix is symmetric, and columns before the
+            # tile's rows are not needed.
             skipped = begin if unit.is_within else 0
-            row_start, col_start = first[unit.rows.start + begin], first[unit.cols.start + skipped]
-            row_end = row_start + frames
-            col_end = first[unit.cols.start] + col_frames
-            i, j = np.nonzero(is_needed[begin:step, skipped:])
+            row_start, col_start = int(first[unit.rows.start + begin]), int(first[unit.cols.start + skipped])
+            width = col_end - col_start
+            end = begin + 1
+            frames = int(length[unit.rows.start + begin])
+            while end < num_rows and frames + length[unit.rows.start + end] <= _TILE_ROWS:
+                frames += int(length[unit.rows.start + end])
+                end += 1
+            i, j = np.nonzero(is_needed[begin:end, skipped:])
             if len(i):
-                width = int(col_end - col_start)
+                if self.size + frames * width > len(self.buffer):
+                    self.flush()
+                    yield
+                    if frames * width > len(self.buffer):
+                        self.buffer = torch.empty(frames * width)
                 i, j = i + begin, j + skipped
                 start = self.size + (first[unit.rows.start + i] - row_start) * width
                 start += first[unit.cols.start + j] - col_start
                 self.pairs.append((unit, i, j, start, np.full(len(i), width)))
-                self.tiles.append(self._product(int(row_start), int(row_end), int(col_start), int(col_end)))
-                self.size += frames * width
-            if self.is_full() and step < num_rows:
-                self.flush()
+                self._fill(slice(row_start, row_start + frames), slice(col_start, col_end))
+            begin = end
 
-    def _product(self, row_start: int, row_end: int, col_start: int, col_end: int) -> Tensor:
-        rows, cols = self.tokens.values_ND[row_start:row_end], self.tokens.values_ND[col_start:col_end]
+    def _fill(self, row: slice, col: slice) -> None:
+        rows, cols = self.tokens.values_ND[row], self.tokens.values_ND[col]
+        tile = self.buffer[self.size : self.size + len(rows) * len(cols)].view(len(rows), len(cols))
+        self.size += tile.numel()
         if self.distance == "euclidean":
             # Without the matrix product's cancellation: equal frames are at distance zero exactly.
-            return torch.cdist(rows, cols, compute_mode="donot_use_mm_for_euclid_dist").view(-1)
-        return (rows @ cols.T).view(-1)
+            tile.copy_(torch.cdist(rows, cols, compute_mode="donot_use_mm_for_euclid_dist"))
+        else:
+            torch.mm(rows, cols.T, out=tile)
 
     def flush(self) -> None:
+        """Warp all pairs, give their distances to their units, and empty the buffer."""
         if not self.pairs:
             return
-        costs = torch.cat(self.tiles)
+        costs = self.buffer[: self.size]
         if self.distance == "angular":
             # Closer than 1e-6 to one, fp32 cannot tell a cosine from a rounded one; ties must stay ties.
-            costs = torch.where(costs > 1 - 1e-6, 1.0, costs).clamp_(min=-1).acos_().div_(torch.pi)
+            costs.clamp_(-1, 1).masked_fill_(costs > 1 - 1e-6, 1.0).acos_().div_(torch.pi)
         lengths = self.tokens.length_T
         shape = np.concatenate(
             [np.stack([lengths[u.rows.start + i], lengths[u.cols.start + j]], 1) for u, i, j, _, _ in self.pairs]
         )
         start = np.concatenate([start for *_, start, _ in self.pairs])
         stride = np.stack([np.concatenate([width for *_, width in self.pairs]), np.ones(len(start), np.int64)], 1)
+        # The shorter token first: with equally cheap paths the distance might else depend on who is a and who is x.
         is_tall = shape[:, 0] > shape[:, 1]
         shape[is_tall] = shape[is_tall, ::-1]
         stride[is_tall] = stride[is_tall, ::-1]
-        distances = dtw(costs, start, stride, shape)
+        distances = dtw(costs.numpy(), start, stride, shape, num_threads=torch.get_num_threads())
         done = 0
         for unit, i, j, *_ in self.pairs:
             part = distances[done : done + len(i)]
@@ -327,8 +329,7 @@ def _score_unit(
         ways_G1 = wa.sum(1, keepdims=True) * wx.sum(1, keepdims=True)
         num_ways = to_a.size
         if unit.is_within:
-            to_a = to_a.copy()
-            np.fill_diagonal(to_a, np.nan)  # a is not x: neither nearer nor equal
+            # a is not x: the distance of a token to itself was left NaN, neither nearer nor equal.
             ways_G1 -= (wa * wx).sum(1, keepdims=True)
             num_ways -= len(to_a)
         hits_ABX = (to_a[:, None] < to_x[None]) + 0.5 * (to_a[:, None] == to_x[None])

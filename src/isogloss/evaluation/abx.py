@@ -89,7 +89,6 @@ def abx(
     seed: int = 0,
     resamples: int = 2000,
     level: float = 0.95,
-    device: torch.device | str = "cpu",
 ) -> ABXResult:
     """Return the ABX error of features (id → S×D) on phone tokens.
 
@@ -116,7 +115,7 @@ def abx(
     capped = _cap(usable, max_tokens, context, seed)
     if not capped:
         raise DataError(f"none of the {len(items)} phone tokens holds a frame; check `frame_rate_hz` ({frame_rate_hz})")
-    tokens = _pack(capped, features, context, distance, device)
+    tokens = _pack(capped, features, context, distance)
     cells = score(tokens, across=speaker == "across", distance=distance, max_x_speakers=max_x_speakers, seed=seed)
     if not len(cells.errors):
         raise DataError(
@@ -252,10 +251,9 @@ def _pack(
     features: Mapping[str, Any],
     context: str,
     distance: str,
-    device: torch.device | str,
 ) -> Tokens:
     frames = [np.asarray(features[item.id][first:end], np.float32) for item, first, end in kept]
-    values_ND = torch.from_numpy(np.concatenate(frames)).to(device)
+    values_ND = torch.from_numpy(np.concatenate(frames))
     if not torch.isfinite(values_ND).all():
         bad = next(item.id for (item, _, _), part in zip(kept, frames, strict=True) if not np.isfinite(part).all())
         raise DataError(f"the features of `{bad}` are not finite; usually because the encoder diverged")
