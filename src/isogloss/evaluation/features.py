@@ -13,9 +13,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError, DataError
-from isogloss.data.audio import read_audio
+from isogloss.data.audio import read_audio, source_of_cut
 from isogloss.encoders.base import Encoder, pack_audio
 
 Array = npt.NDArray[Any]
@@ -171,24 +172,19 @@ def hash_encoder(encoder: Encoder) -> str:
 def hash_cut(cut: Any, sample_rate: int, known: dict[str, str]) -> str:
     """Return the SHA-256 of what a cut's samples are made of: its recording's bytes and its place in it.
 
-    Hashing the stored bytes costs far less than decoding them; `known` remembers files that several cuts share. A cut
-    that is altered on the fly, or whose bytes are not at hand, is decoded and hashed by its samples.
+    Hashing the stored bytes costs far less than decoding them; `known` remembers files that several cuts share.
     """
-    recording = getattr(cut, "recording", None)
-    sources = recording.sources if recording is not None and not recording.transforms else []
-    if not sources or any(source.type not in ("file", "memory") for source in sources):
-        return hashlib.sha256(read_audio(cut, sample_rate=sample_rate).tobytes()).hexdigest()
-    digest = hashlib.sha256(f"{cut.start:.6f} {cut.duration:.6f} {cut.channel} {sample_rate}".encode())
-    for source in sources:
-        if source.type == "memory":
-            digest.update(hashlib.sha256(source.source).digest())
-            continue
-        path = str(source.source)
+    place, channel = source_of_cut(cut)
+    if isinstance(place, bytes):
+        content = hashlib.sha256(place).hexdigest()
+    else:
+        path = str(place)
         if path not in known:
             with Path(path).open("rb") as file:
                 known[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(known[path].encode())
-    return digest.hexdigest()
+        content = known[path]
+    window = f"{cut.start:.6f} {cut.duration:.6f} {channel} {sample_rate} {content}"
+    return hashlib.sha256(window.encode()).hexdigest()
 
 
 def _content_keys(cuts: Sequence[Any], sample_rate: int) -> dict[str, str]:
@@ -286,10 +282,11 @@ class _Cache:
         shard = hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:24]
         for layer in self.layers:
             rows = np.concatenate([arrays[cut_id, layer] for cut_id, _ in cuts])
-            _write_atomically(self._path(shard, layer), lambda file, rows=rows: np.save(file, rows))
+            with _writing(self._path(shard, layer)) as file:
+                np.save(file, rows)
         # The index comes last: a shard without it does not exist for any reader.
-        index = json.dumps(entry).encode()
-        _write_atomically(self.folder / f"{shard}.json", lambda file: file.write(index))
+        with _writing(self.folder / f"{shard}.json") as file:
+            file.write(json.dumps(entry).encode())
         self._add(shard, entry)
 
     def _path(self, shard: str, layer: int) -> Path:
@@ -303,11 +300,13 @@ class _Cache:
             start += length
 
 
-def _write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `path` and rename it to `path` once it is whole."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as file:
-            write(file)
+            yield file
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -91,7 +91,8 @@ def _filters(num_bins: int) -> Tensor:
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
 
-    edges = torch.linspace(*mel(torch.tensor([_LOW_HZ, _HIGH_HZ])).tolist(), num_bins + 2)
+    low, high = mel(torch.tensor([_LOW_HZ, _HIGH_HZ])).tolist()
+    edges = torch.linspace(low, high, num_bins + 2)
     bins = mel(torch.arange(_FFT // 2 + 1) * (SAMPLE_RATE / _FFT))[:, None]
     up = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
