@@ -59,7 +59,7 @@ def abx_cells(
     """(phone a, phone b, context, speaker, speaker x) → (error, triplets); distances anew for every triplet."""
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, token in enumerate(tokens):
-        where = (token.prev, token.next) if context == "triphone" else ("*", "*")
+        where = (token.prev, token.next) if context != "any" else ("*", "*")
         groups[token.phone, where, token.speaker].append(index)
     cells = {}
     for (phone_a, where, who), group_a in groups.items():

@@ -24,7 +24,7 @@ from isogloss.evaluation._abx_cells import Cells, Tokens, score
 from isogloss.evaluation.bootstrap import Estimate
 
 Speaker = Literal["within", "across"]
-Context = Literal["triphone", "any"]
+Context = Literal["triphone", "phone", "any"]
 Distance = Literal["angular", "euclidean"]
 
 SILENCE = "SIL"
@@ -33,7 +33,10 @@ _GAP_SECONDS = 0.03  # a longer hole between two phones is a silence
 
 
 class AbxItem(NamedTuple):
-    """One token: where it is (seconds from the start of the features of `id`), which phone, between which, by whom."""
+    """One token: where it is (seconds from the start of the features of `id`), which phone, between which, by whom.
+
+    `triphone` is the span from the start of the phone before to the end of the one after, None beside a silence.
+    """
 
     id: str
     onset: float
@@ -42,6 +45,11 @@ class AbxItem(NamedTuple):
     prev: str
     next: str
     speaker: str
+    triphone: tuple[float, float] | None = None
+
+    def span(self, context: Context) -> tuple[float, float] | None:
+        """Return the onset and offset of what is compared: the whole triphone, or the phone alone."""
+        return self.triphone if context == "triphone" else (self.onset, self.offset)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class ABXResult:
     """The error (chance is 0.5), its interval, and what it was made of.
 
     `cells` has one entry per (phone a, phone b, context, speaker of a and b, speaker of x). `num_skipped` counts tokens that
-    hold no frame, `num_capped` those left out by `max_tokens`.
+    hold no frame (or are no triphone where triphones are compared), `num_capped` those left out by `max_tokens`.
     """
 
     error: Estimate
@@ -92,6 +100,8 @@ def abx(
 ) -> ABXResult:
     """Return the ABX error of features (id → S×D) on phone tokens.
 
+    Contexts: "triphone" compares whole triphones that differ in their middle phone only (/bag/ and /beg/), as ZeroSpeech
+    does; "phone" compares the phones alone, between equal neighbours; "any" compares phones whatever their neighbours.
     A token's frames are those whose centre lies in [onset, offset]; frame 0's centre is at `first_center_seconds` (half a
     frame by default, as in fastabx). `drop_last` leaves out the last of them, as Libri-Light did. Tokens are compared by
     DTW over the angle between frames (in half turns); all-zero frames are as far from others as can be. Errors are averaged
@@ -103,15 +113,17 @@ def abx(
     _check(speaker, context, distance, frame_rate_hz)
     if first_center_seconds is None:
         first_center_seconds = 0.5 / frame_rate_hz
-    spans = [
-        token_frames(item.onset, item.offset, frame_rate_hz, first_center_seconds, drop_last=drop_last)
-        for item in items
-    ]
-    kept = []
-    for item, (first, end) in zip(items, spans, strict=True):
-        values_SD = _features_of(features, item.id)
-        kept.append((item, first, min(end, len(values_SD))))
-    usable = [token for token in kept if token[2] > token[1]]
+    if context == "triphone" and not any(item.triphone for item in items):
+        raise DataError(
+            f"none of the {len(items)} phone tokens is a triphone; usually because they come without their neighbours' "
+            "times; try context `phone` or `any`"
+        )
+    usable = []
+    for item in items:
+        num_frames = len(_features_of(features, item.id))
+        first, end = _item_frames(item, context, frame_rate_hz, first_center_seconds, drop_last=drop_last)
+        if min(end, num_frames) > first:
+            usable.append((item, first, min(end, num_frames)))
     capped = _cap(usable, max_tokens, context, seed)
     if not capped:
         raise DataError(f"none of the {len(items)} phone tokens holds a frame; check `frame_rate_hz` ({frame_rate_hz})")
@@ -146,13 +158,16 @@ def paired_difference(a: ABXResult, b: ABXResult) -> Estimate:
 
 
 def common_items(
-    items: Iterable[AbxItem], sources: Sequence[tuple[Mapping[str, Any], float, float | None]]
+    items: Iterable[AbxItem],
+    sources: Sequence[tuple[Mapping[str, Any], float, float | None]],
+    *,
+    context: Context = "triphone",
 ) -> list[AbxItem]:
     """Return the items that hold a frame in every source (features, frame rate in Hz, centre of frame 0 in seconds)."""
     kept = []
     for item in items:
         for features, rate, center in sources:
-            first, end = token_frames(item.onset, item.offset, rate, 0.5 / rate if center is None else center)
+            first, end = _item_frames(item, context, rate, 0.5 / rate if center is None else center, drop_last=False)
             if min(end, len(_features_of(features, item.id))) <= first:
                 break
         else:
@@ -172,6 +187,13 @@ def token_frames(
     first = math.ceil(round((onset - first_center_seconds) * frame_rate_hz, 6))
     last = math.floor(round((offset - first_center_seconds) * frame_rate_hz, 6))
     return max(first, 0), last + (0 if drop_last else 1)
+
+
+def _item_frames(
+    item: AbxItem, context: Context, frame_rate_hz: float, first_center_seconds: float, *, drop_last: bool
+) -> tuple[int, int]:
+    span = item.span(context)
+    return (0, 0) if span is None else token_frames(*span, frame_rate_hz, first_center_seconds, drop_last=drop_last)
 
 
 def items_from_cuts(
@@ -195,7 +217,10 @@ def items_from_cuts(
                 end = phone.start + phone.duration
                 prev = _neighbour(before, phone.start - (before.start + before.duration) if before else 0, silences)
                 following = _neighbour(after, after.start - end if after else 0, silences)
-                items.append(AbxItem(cut.id, phone.start, end, phone.symbol, prev, following, str(who)))
+                triphone = None
+                if before is not None and after is not None and SILENCE not in (prev, following):
+                    triphone = (before.start, after.start + after.duration)
+                items.append(AbxItem(cut.id, phone.start, end, phone.symbol, prev, following, str(who), triphone))
     return items
 
 
@@ -208,11 +233,11 @@ def _neighbour(phone: Any, gap: float, silences: frozenset[str]) -> str:
 def _check(speaker: str, context: str, distance: str, frame_rate_hz: float) -> None:
     for name, value, known in (
         ("speaker", speaker, ("within", "across")),
-        ("context", context, ("triphone", "any")),
+        ("context", context, ("triphone", "phone", "any")),
         ("distance", distance, ("angular", "euclidean")),
     ):
         if value not in known:
-            raise ConfigError(f"`{name}` must be {' or '.join(known)}, but is `{value}`")
+            raise ConfigError(f"`{name}` must be {' or '.join(f'`{k}`' for k in known)}, but is `{value}`")
     if not frame_rate_hz > 0:
         raise ConfigError(f"`frame_rate_hz` must be positive, but is {frame_rate_hz}")
 
@@ -232,7 +257,7 @@ def _cap(
     groups: dict[tuple[str, ...], list[tuple[AbxItem, int, int]]] = defaultdict(list)
     for token in tokens:
         item = token[0]
-        neighbours = (item.prev, item.next) if context == "triphone" else ()
+        neighbours = (item.prev, item.next) if context != "any" else ()
         groups[item.phone, item.speaker, *neighbours].append(token)
     return [
         token
@@ -259,7 +284,7 @@ def _pack(
         raise DataError(f"the features of `{bad}` are not finite; usually because the encoder diverged")
     if distance == "angular":
         values_ND = _normalise(values_ND)
-    contexts = [(item.prev, item.next) if context == "triphone" else ("*", "*") for item, _, _ in kept]
+    contexts = [(item.prev, item.next) if context != "any" else ("*", "*") for item, _, _ in kept]
     return Tokens.build(
         values_ND,
         [len(part) for part in frames],
