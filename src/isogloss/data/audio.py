@@ -279,7 +279,8 @@ def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np
 
 def _pcm16(samples: NDArray[np.float32]) -> bytes:
     scaled = np.rint(np.nan_to_num(samples) * 32768.0)
-    return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
+    pcm: NDArray[np.int16] = np.clip(scaled, -32768, 32767).astype("<i2")
+    return pcm.tobytes()
 
 
 def _to_mono(block: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
