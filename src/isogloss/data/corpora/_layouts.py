@@ -162,10 +162,15 @@ def _fillets(source: Source, roots: dict[str, Path], table: Table, listing: List
         language = language_tag(path.stem.rpartition("dialogs_")[2])
         level = lines.setdefault(path.parent.name, {})
         for line in parse_dialogs(_read_text(path)):
-            level.setdefault(line.name, {})[language] = (line.font, line.text)
+            known = level.setdefault(line.name, {})
+            # The English script has the originals alone; the other scripts repeat them.
+            known.setdefault("en", (line.font, line.original))
+            if line.text:
+                known[language] = (line.font, line.text)
     sounds = roots[source.package] / "usr/share/games/fillets-ng/sound"
     for path in _audio(sounds):
-        level_name, language = path.relative_to(sounds).parts[:2]
+        folders = path.relative_to(sounds).parent.parts  # level and language, or share, kind and language
+        level_name, language = folders[0], folders[-1]
         known = lines.get(level_name, {}).get(path.stem, {})
         font, text = known.get(language, ("", ""))
         name = f"{level_name}/{path.stem}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LUA_TOKEN = re.compile(
     r"""
@@ -33,19 +33,18 @@ class DialogLine:
 
 
 def parse_dialogs(source: str) -> list[DialogLine]:
-    """Return the lines of a dialogue script: `dialogId(name, font, original)` followed by `dialogStr(text)`.
+    """Return the lines of a dialogue script: `dialogId(name, font, original)`, in most files followed by `dialogStr(text)`.
 
-    Calls with other arguments than string literals (joined by `..` or not) are not dialogue and are skipped.
+    Where no `dialogStr` follows, the text is empty. Calls with other arguments than string literals (joined by `..` or not)
+    are not dialogue and are skipped.
     """
     lines: list[DialogLine] = []
-    opened: list[str] | None = None
     for function, arguments in _lua_calls(source):
         if function == "dialogId" and len(arguments) == 3:
-            opened = arguments
-        elif function == "dialogStr" and len(arguments) == 1 and opened is not None:
-            name, font, original = opened
-            lines.append(DialogLine(name, font, clean(original), clean(arguments[0])))
-            opened = None
+            name, font, original = arguments
+            lines.append(DialogLine(name, font, clean(original), ""))
+        elif function == "dialogStr" and len(arguments) == 1 and lines and not lines[-1].text:
+            lines[-1] = replace(lines[-1], text=clean(arguments[0]))
     return lines
 
 
