@@ -51,8 +51,13 @@ def speech(
     return items, features
 
 
-def frames_of(items: list[AbxItem], features: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [features[i.id][slice(*token_frames(i.onset, i.offset, RATE, 0.5 / RATE))].astype(np.float64) for i in items]
+def frames_of(items: list[AbxItem], features: dict[str, np.ndarray], context: Any) -> list[np.ndarray]:
+    spans = [item.span(context) for item in items]
+    return [
+        features[item.id][slice(*token_frames(*span, RATE, 0.5 / RATE))].astype(np.float64)
+        for item, span in zip(items, spans, strict=True)
+        if span is not None
+    ]
 
 
 @pytest.mark.parametrize("distance", ["angular", "euclidean"])
@@ -259,7 +264,7 @@ def test_tokens_without_a_frame_are_counted_and_common_items_agree() -> None:
     result = abx(items + tiny, features, frame_rate_hz=RATE, context="any")
     assert result.num_skipped == 1
     coarse = {key: values[::2] for key, values in features.items()}
-    kept = common_items(items + tiny, [(features, RATE, None), (coarse, RATE / 2, None)], context="any")
+    kept = common_items(items + tiny, [(features, RATE, None), (coarse, RATE / 2, None)])
     assert 0 < len(kept) < len(items)
     fine_result = abx(kept, features, frame_rate_hz=RATE, context="any")
     coarse_result = abx(kept, coarse, frame_rate_hz=RATE / 2, context="any")

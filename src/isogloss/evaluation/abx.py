@@ -160,14 +160,12 @@ def paired_difference(a: ABXResult, b: ABXResult) -> Estimate:
 def common_items(
     items: Iterable[AbxItem],
     sources: Sequence[tuple[Mapping[str, Any], float, float | None]],
-    *,
-    context: Context = "triphone",
 ) -> list[AbxItem]:
-    """Return the items that hold a frame in every source (features, frame rate in Hz, centre of frame 0 in seconds)."""
+    """Return the items whose phone holds a frame in every source (features, frame rate in Hz, centre of frame 0 in seconds)."""
     kept = []
     for item in items:
         for features, rate, center in sources:
-            first, end = _item_frames(item, context, rate, 0.5 / rate if center is None else center, drop_last=False)
+            first, end = token_frames(item.onset, item.offset, rate, 0.5 / rate if center is None else center)
             if min(end, len(_features_of(features, item.id))) <= first:
                 break
         else:
