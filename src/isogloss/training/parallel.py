@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar, cast
@@ -53,12 +54,15 @@ def parallelize(learner: Learner, parallel: Parallel, device: torch.device) -> n
     if dist.world_size() == 1:
         return learner
     if parallel == "ddp":
-        return DistributedDataParallel(
-            learner,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # The name that torch 2.13 prefers, `forward_sync_buffers`, is unknown to 2.10.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                learner,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
     mesh = init_device_mesh(device.type, (dist.world_size(),))
     for block in learner.encoder.blocks():
         fully_shard(block, mesh=mesh)

@@ -35,6 +35,8 @@ class StallWatch:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        if self._world_size > 1:
+            self._leave_heartbeat(0.0)
         self._thread.start()
         return self
 
