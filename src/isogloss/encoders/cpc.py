@@ -64,6 +64,7 @@ class CpcEncoder(Encoder):
 
     config: CpcConfig
     normalizes_waveform = False
+    is_causal = True
 
     def __init__(self, config: CpcConfig) -> None:
         super().__init__()
