@@ -124,14 +124,14 @@ def sha256_of_samples(samples: NDArray[np.float32]) -> str:
 
     `cut.custom["sha256"]` is this, of the samples at the rate of the file.
     """
-    return hashlib.sha256(_pcm16(samples)).hexdigest()
+    return hashlib.sha256(pcm16(samples)).hexdigest()
 
 
 def sha256_of_recording(source: Source) -> str:
     """Return the SHA-256 of a whole file (`sha256_of_samples`), decoded block by block."""
     digest = hashlib.sha256()
     for block in read_blocks(source):
-        digest.update(_pcm16(block))
+        digest.update(pcm16(block))
     return digest.hexdigest()
 
 
@@ -277,9 +277,10 @@ def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np
     return np.pad(result, (0, length - len(result))) if len(result) < length else result
 
 
-def _pcm16(samples: NDArray[np.float32]) -> bytes:
-    scaled = np.rint(np.nan_to_num(samples) * 32768.0)
-    pcm: NDArray[np.int16] = np.clip(scaled, -32768, 32767).astype("<i2")
+def pcm16(samples: NDArray[np.float32]) -> bytes:
+    """Return samples in 16 bits, little-endian: what `sha256` is of."""
+    scaled = np.rint(np.clip(np.nan_to_num(samples), -1.0, 1.0) * 32768.0)
+    pcm: NDArray[np.int16] = np.minimum(scaled, 32767).astype("<i2")
     return pcm.tobytes()
 
 
