@@ -1,0 +1,206 @@
+"""wav2vec 2.0 (arXiv 2006.11477), XLSR (2006.13979), XLS-R (2111.09296).
+
+| objective | corruption | target | loss | encoder |
+|---|---|---|---|---|
+| wav2vec 2.0, XLSR, XLS-R | spans | Gumbel product codes | InfoNCE + diversity | wave transformer |
+
+Hide spans of the latents, quantize the hidden ones, and let the context tell each hidden frame's code from those of other
+hidden frames of the same utterance. With M hidden frames,
+
+    loss = Σ InfoNCE + M · diversity_weight · (GV − perplexity)/GV + feature_penalty · Σ_i M_i · mean(features_i²)
+
+The penalty is taken utterance by utterance; where all have one length, as in fairseq's cropped batches, that is its formula.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from isogloss.core.rng import utterance_generators
+from isogloss.core.types import LossTerms, Packed, SpeechBatch
+from isogloss.corruption.spans import mask_spans
+from isogloss.encoders.base import Encoder
+from isogloss.losses.contrastive import cosine_logits, info_nce
+from isogloss.losses.diversity import diversity_loss
+from isogloss.losses.negatives import draw_within_utterances
+from isogloss.nn.dropout import Dropout
+from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+from isogloss.targets.gumbel import GumbelQuantizer
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Config(ObjectiveConfig):
+    """Settings of wav2vec 2.0; the defaults are BASE. LARGE: target_width = final_width = 768, feature_penalty 0,
+    gumbel_temperature_end 0.1, feature_dropout 0 (arXiv 2006.11477, §4.2, and the released configurations).
+
+    mask_probability, mask_span
+        Expected share of the frames covered by spans if spans did not overlap, and frames in a span (the paper's p is
+        mask_probability/mask_span = 0.065).
+    equalize_masks
+        fairseq's `require_same_masks`, which breaks spans; False keeps them whole.
+    num_negatives, temperature
+        Distractors for each masked frame, and the divisor of the cosine.
+    num_codebooks, num_codes, target_width, final_width
+        G, V, the width of the concatenated codes, and that of the space in which they meet the context.
+    gumbel_temperature_start, gumbel_temperature_end, temperature_decay_fraction
+        The temperature falls exponentially and reaches its end after this fraction of the run. BASE reaches 0.5 after 277
+        258 of 400 000 updates: 0.7. A decay for each update, as fairseq states it, would hardly begin in a short run.
+    diversity_weight, feature_penalty, feature_dropout
+        Weights of the two other terms, and the dropout on what the quantizer sees.
+    """
+
+    name: Literal["wav2vec2"] = "wav2vec2"
+    mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
+    mask_span: Count = 10
+    equalize_masks: bool = False
+    num_negatives: Count = 100
+    temperature: Positive = 0.1
+    num_codebooks: Count = 2
+    num_codes: Annotated[int, Field(ge=2)] = 320
+    target_width: Count = 256
+    final_width: Count = 256
+    gumbel_temperature_start: Positive = 2.0
+    gumbel_temperature_end: Positive = 0.5
+    temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    diversity_weight: Weight = 0.1
+    feature_penalty: Weight = 10.0
+    feature_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.target_width % self.num_codebooks:
+            raise ValueError(
+                f"target_width must be a multiple of num_codebooks, but {self.target_width} is not one of {self.num_codebooks}"
+            )
+        if self.gumbel_temperature_end > self.gumbel_temperature_start:
+            raise ValueError(
+                f"gumbel_temperature_end must be at most gumbel_temperature_start ({self.gumbel_temperature_start:g}), "
+                f"but is {self.gumbel_temperature_end:g}"
+            )
+        return self
+
+
+@final
+class Wav2Vec2(Objective):
+    """Masked contrastive learning of quantized latents."""
+
+    config: Config
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        # The perplexity, and fairseq's equalised masks, are statistics of a micro-batch.
+        self.additive = config.diversity_weight == 0.0 and not config.equalize_masks
+        self.quantizer = GumbelQuantizer(
+            encoder.latent_width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
+        )
+        self.project_targets = nn.Linear(config.target_width, config.final_width)
+        self.project_context = nn.Linear(encoder.width, config.final_width)
+        self.feature_dropout = Dropout(config.feature_dropout)
+        self.gumbel_temperature: Tensor
+        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
+        self.watches = _watches(config)
+
+    def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        """Return the summed loss over the masked frames of a batch."""
+        config, seeds_B = self.config, batch.seeds_B
+        frontend = encoder.frontend(batch.audio)
+        latents = frontend.latents
+        device = latents.values_ND.device
+
+        is_masked_N = mask_spans(
+            latents.sizes,
+            utterance_generators(seeds_B, "masks"),
+            probability=config.mask_probability,
+            span=config.mask_span,
+            equalize=config.equalize_masks,
+        )
+        rows_M = is_masked_N.nonzero().squeeze(1).to(device)
+        num_masked_B = torch.stack([part.sum() for part in is_masked_N.split(latents.sizes)])
+        num_masked = len(rows_M)
+
+        states = encoder.context(latents, is_masked_N.to(device)).last
+        context_MD = self.project_context(states.values_ND.index_select(0, rows_M))
+
+        masked = Packed(self.feature_dropout(latents.values_ND.index_select(0, rows_M)), num_masked_B)
+        quantized = self.quantizer(masked, self.gumbel_temperature, utterance_generators(seeds_B, "codes", device))
+        targets_MD = self.project_targets(quantized.targets_MD)
+
+        negatives = draw_within_utterances(
+            masked.sizes, config.num_negatives, utterance_generators(seeds_B, "negatives", device), device
+        )
+        logits_MK = cosine_logits(
+            context_MD,
+            targets_MD,
+            masked.sizes,
+            negatives,
+            temperature=config.temperature,
+            codes_MG=quantized.codes_MG,
+        )
+        contrastive, num_correct = info_nce(logits_MK)
+
+        perplexity = quantized.probability_perplexity
+        diversity = diversity_loss(perplexity, config.num_codebooks * config.num_codes, num_masked)
+        energy_B = frontend.features.with_values(frontend.features.values_ND.float().square().mean(1)).mean()
+        penalty = (energy_B * num_masked_B.to(energy_B)).sum()
+
+        total = contrastive + config.diversity_weight * diversity + config.feature_penalty * penalty
+        has_masks = float(num_masked > 0)
+        return LossTerms(
+            total,
+            num_masked,
+            {
+                "contrastive_loss": (contrastive.detach(), num_masked),
+                "accuracy": (num_correct, num_masked),
+                "diversity_loss": (diversity.detach(), num_masked),
+                "feature_energy": (penalty.detach(), num_masked),
+                "code_perplexity": (quantized.code_perplexity * has_masks, has_masks),
+                "probability_perplexity": (perplexity.detach() * has_masks, has_masks),
+                "masked_fraction": (num_masked, len(is_masked_N)),
+                "gumbel_temperature": (self.gumbel_temperature * has_masks, has_masks),
+            },
+        )
+
+    def after_step(self, progress: float) -> None:
+        """Lower the temperature: it follows from the progress alone."""
+        start, end = self.config.gumbel_temperature_start, self.config.gumbel_temperature_end
+        share = min(progress / self.config.temperature_decay_fraction, 1.0)
+        self.gumbel_temperature.fill_(start * (end / start) ** share)
+
+
+def _watches(config: Config) -> tuple[Watch, ...]:
+    num_codes = config.num_codebooks * config.num_codes
+    return (
+        Watch(
+            metric="probability_perplexity",
+            low=0.1 * num_codes,
+            meaning=f"the codebooks have collapsed to a few of their {num_codes} codes",
+            advice="raise `objective.diversity_weight`, lower the learning rate, or put more seconds into an update",
+            patience=200,
+            grace=100,
+        ),
+        Watch(
+            metric="contrastive_loss",
+            low=0.1,
+            meaning="the contrastive task has become trivial: most negatives have the code of the positive, or codes tell positions",
+            advice="raise `objective.diversity_weight`, lower the learning rate, or put more seconds into an update",
+            patience=200,
+            grace=100,
+        ),
+        Watch(
+            metric="accuracy",
+            low=2 / (1 + config.num_negatives),
+            # Codes that are used evenly (> 98 %) while the loss stays flat show here too; a healthy run may use them evenly.
+            patience=1000,
+            grace=5000,
+            meaning="the context tells the positive from its negatives no better than chance",
+            advice="warm up for longer, change the learning rate, or check that the audio is speech at the right sampling rate",
+        ),
+    )
