@@ -102,7 +102,6 @@ def source(kind: str, place: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "not a line of JSON"),
         (b"\xef\xbb\xbf{}", "not a line of JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b'{"id": "bad", ', "not a line of JSON"),
@@ -152,7 +151,7 @@ def test_duplicate_ids_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_cuts_and_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither cuts nor a Shar folder"):
+    with pytest.raises(DataError, match="has no cuts|no recordings"):
         CorpusIndex.open(tmp_path)
     (tmp_path / "cuts.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match="has no cuts"):
@@ -177,3 +176,29 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     (index.folder / "duration.bin").write_bytes(b"1234")
     with pytest.raises(DataError, match=r"duration\.bin: must have 12 bytes"):
         CorpusIndex.open(tmp_path / "c")
+
+
+def test_other_forms_are_indexed_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    speech_corpus(tmp_path / "c" / "fr", [16_000] * 2)
+    speech_corpus(tmp_path / "c" / "mdw", [8_000] * 3)
+    for path in (tmp_path / "c").rglob("cuts.jsonl"):
+        path.unlink()
+    before = sorted(tmp_path.glob("c/**/*"))
+    index = CorpusIndex.open(tmp_path / "c")
+    assert sorted(index.language_names[number] for number in index.languages) == ["fr"] * 2 + ["mdw"] * 3
+    assert sorted(tmp_path.glob("c/**/*")) == before
+    assert CorpusIndex.open(tmp_path / "c").folder == index.folder
+    assert Path(index.cut(0).recording.sources[0].source).exists()
+    (tmp_path / "c" / "fr" / "u0.wav").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="corpus audit"):
+        CorpusIndex.open(tmp_path / "c")
+
+
+def test_languages_are_normalised(tmp_path: Path) -> None:
+    write_cuts(
+        tmp_path / "cuts.jsonl", [cut_fields(f"u{i}", 1.0, language=x) for i, x in enumerate(("fra", "fr", "French"))]
+    )
+    index = CorpusIndex.open(tmp_path)
+    assert index.language_names == ["fr"]
+    assert index.cut(2).supervisions[0].language == "fr"

@@ -7,13 +7,13 @@ and memory does not grow with the corpus.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import mmap
 import os
 import shutil
 import tempfile
-from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -23,22 +23,11 @@ from lhotse import CutSet, MonoCut
 from numpy.typing import NDArray
 
 from isogloss.core.errors import DataError
+from isogloss.data._index_files import ARRAYS, FORMAT, SHARD_ARRAYS, Record, write_index
+from isogloss.data._paths import PathLike
 from isogloss.data.cut_lines import parse_line, read_lines, to_cut
-from isogloss.data.tar_members import Member, is_shar, iterate_shards, read_member, shard_files
-
-_FORMAT = 1
-# field: (type in the file, typecode of array.array)
-_ARRAYS = {
-    "duration": ("<f4", "f"),
-    "offset": ("<i8", "q"),
-    "id_hash": ("<u8", "Q"),
-    "language": ("<i4", "i"),
-    "speaker": ("<i4", "i"),
-    "source": ("<i4", "i"),
-}
-_SHARD_ARRAYS = {"shard": ("<i4", "i"), "member_offset": ("<i8", "q"), "member_size": ("<i8", "q")}
-_FLUSH_EVERY = 65_536
-_Record = tuple[str, bytes, Member | None]
+from isogloss.data.inputs import CUT_FILES, Rejected, form_of, iterate_corpus
+from isogloss.data.tar_members import iterate_shards, read_member, shard_files
 
 
 class CorpusIndex:
@@ -48,7 +37,7 @@ class CorpusIndex:
     `id_hashes` are memory-mapped arrays of length N; `cut(row)` reads one cut. `manifest` is the hash of everything.
     """
 
-    def __init__(self, folder: Path | str, root: Path | str) -> None:
+    def __init__(self, folder: PathLike, root: PathLike) -> None:
         self.folder, self.root = Path(folder), Path(root)
         try:
             header = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
@@ -57,7 +46,7 @@ class CorpusIndex:
             raise DataError(
                 f"{self.folder}: not an index of a corpus ({error}); delete the folder, it is built again"
             ) from None
-        if header.get("format") != _FORMAT:
+        if header.get("format") != FORMAT:
             raise DataError(f"{self.folder}: an index of another version; delete the folder, it is built again")
         self.manifest: str = header["manifest"]
         self.seconds: float = header["seconds"]
@@ -66,63 +55,71 @@ class CorpusIndex:
         self.speaker_names: list[str] = names["speaker"]
         self.source_names: list[str] = names["source"]
         self._shard_names: list[str] = names["shard"]
-        self.durations: NDArray[np.float32] = self._map("duration", _ARRAYS)
-        self.languages: NDArray[np.int32] = self._map("language", _ARRAYS)
-        self.speakers: NDArray[np.int32] = self._map("speaker", _ARRAYS)
-        self.sources: NDArray[np.int32] = self._map("source", _ARRAYS)
-        self.id_hashes: NDArray[np.uint64] = self._map("id_hash", _ARRAYS)
-        self._offsets: NDArray[np.int64] = self._map("offset", _ARRAYS, extra=1)
+        self.durations: NDArray[np.float32] = self._map("duration", ARRAYS)
+        self.languages: NDArray[np.int32] = self._map("language", ARRAYS)
+        self.speakers: NDArray[np.int32] = self._map("speaker", ARRAYS)
+        self.sources: NDArray[np.int32] = self._map("source", ARRAYS)
+        self.id_hashes: NDArray[np.uint64] = self._map("id_hash", ARRAYS)
+        self._offsets: NDArray[np.int64] = self._map("offset", ARRAYS, extra=1)
         self.shards: NDArray[np.int32] | None = None
         if self._shard_names:
-            self.shards = self._map("shard", _SHARD_ARRAYS)
-            self._member_offsets: NDArray[np.int64] = self._map("member_offset", _SHARD_ARRAYS)
-            self._member_sizes: NDArray[np.int64] = self._map("member_size", _SHARD_ARRAYS)
+            self.shards = self._map("shard", SHARD_ARRAYS)
+            self._member_offsets: NDArray[np.int64] = self._map("member_offset", SHARD_ARRAYS)
+            self._member_sizes: NDArray[np.int64] = self._map("member_size", SHARD_ARRAYS)
         with (self.folder / "cuts.jsonl").open("rb") as stream:
             self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._lines) != int(self._offsets[-1]):
             raise DataError(f"{self.folder}: cuts.jsonl is not what was indexed; delete the folder, it is built again")
 
     @classmethod
-    def open(cls, source: Path | str, cache: Path | str | None = None) -> Self:
-        """Index a cuts file, a prepared corpus or a Shar folder, or open the index that an earlier call left.
+    def open(cls, source: PathLike, cache: PathLike | None = None) -> Self:
+        """Index a corpus in any form that `data.inputs` knows, or open the index that an earlier call left.
 
-        The index lies in `.isogloss-index` beside the manifest (beside a Shar folder, not in it: lhotse takes every file there
-        for a field), or in `cache`; where that place cannot be written, in the
-        user's cache directory. It is found by names, sizes and times of the manifest files: a changed manifest is
-        indexed afresh.
+        The index of a prepared corpus lies in `.isogloss-index` in it, that of a Shar folder beside it (lhotse takes every
+        file in it for a field), any other in the user's cache directory; so do those that cannot be written where they
+        belong. `cache` overrides this. An index is found by the names, sizes and times of the files it was made of: a
+        changed manifest is indexed afresh.
         """
-        manifest, root = _find_manifest(Path(source))
-        files = [path for pair in shard_files(manifest) for path in pair] if manifest.is_dir() else [manifest]
+        source = Path(source).resolve()
+        form = form_of(source)
+        files, root, beside = _what_to_watch(source, form)
         stamp = hashlib.blake2b(digest_size=8)
         for path in files:
             status = path.stat()
-            stamp.update(
-                f"{_FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape")
-            )
-        beside = root.resolve().parent if manifest.is_dir() else root
-        place = _writable(Path(cache) if cache is not None else beside / ".isogloss-index") / stamp.hexdigest()
-        if (place / "index.json").exists():
-            return cls(place, root)
-        return cls.build(manifest, place)
+            stamp.update(f"{FORMAT} {status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(path) + b"\n")
+        places = _user_cache() if beside is None else _writable(beside)
+        place = (places if cache is None else Path(cache)) / stamp.hexdigest()
+        if not (place / "index.json").exists():
+            return cls.build(source, place)
+        return cls(place, root)
 
     @classmethod
-    def build(cls, cuts: CutSet | Path | str, folder: Path | str) -> Self:
-        """Write the index of a `CutSet` (streamed), a cuts file, a prepared corpus or a Shar folder to a new `folder`.
+    def build(cls, cuts: CutSet | PathLike, folder: PathLike) -> Self:
+        """Write the index of a `CutSet` (streamed) or of a corpus in any form to a new `folder`.
 
-        Every line is checked; a duplicate id, a cut without audio or a source that is not a file is a `DataError` with its
-        place. The folder appears whole or not at all; where another process was faster, its index is used.
+        Every cut is checked; a duplicate id, a cut without audio, a source that is not a file or a recording that cannot be
+        read is a `DataError` with its place. The folder appears whole or not at all; where another process was faster, its
+        index is used.
         """
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        root, shard_names = Path.cwd(), []
         if isinstance(cuts, CutSet):
-            root, shard_names, records = Path.cwd(), [], _records_of_cuts(cuts)
+            records = _records_of_cuts(cuts)
         else:
-            manifest, root = _find_manifest(Path(cuts))
-            shard_names = [tar.name for _, tar in shard_files(manifest)] if manifest.is_dir() else []
-            records = _records_of_shar(manifest) if manifest.is_dir() else _records_of_file(manifest)
+            source = Path(cuts).resolve()
+            form = form_of(source)
+            root = source if source.is_dir() else source.parent
+            if form == "shar":
+                shard_names = [tar.name for _, tar in shard_files(source)]
+                records = iterate_shards(source)
+            elif form == "cuts":
+                records = _records_of_file(_cuts_file(source))
+            else:
+                records = _records_of_cuts(_readable_cuts(source))
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _write(staging, records, shard_names)
+            write_index(staging, records, shard_names)
             try:
                 staging.replace(folder)
             except OSError:
@@ -146,16 +143,14 @@ class CorpusIndex:
             source = cut.recording.sources[0]
             source.type = "memory"
             source.source = read_member(path, int(self._member_offsets[row]), int(self._member_sizes[row]), cut.id)
+        if cut.supervisions and (number := int(self.languages[row])) >= 0:
+            cut.supervisions[0].language = self.language_names[number]
         return cut
 
     def cut_id(self, row: int) -> str:
         """Return the id of a cut, without its audio."""
         line = self._lines[int(self._offsets[row]) : int(self._offsets[row + 1])]
         return str(parse_line(line.rstrip(b"\n"), f"{self.folder / 'cuts.jsonl'}:{row + 1}")["id"])
-
-    def place(self, row: int) -> str:
-        """Return where the audio of a cut lies in words for messages: the shard, or the manifest."""
-        return self._shard_names[int(self.shards[row])] if self.shards is not None else str(self.root)
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker that is spawned opens the files again; pickling the arrays would copy the corpus
@@ -172,117 +167,16 @@ class CorpusIndex:
         return np.memmap(path, dtype=kind, mode="r")
 
 
-class _Column:
-    """A flat array on disk that is appended to."""
-
-    def __init__(self, path: Path, kind: tuple[str, str]) -> None:
-        self._stream = path.open("wb")
-        self._kind = np.dtype(kind[0])
-        self._pending = array(kind[1])
-
-    def append(self, value: Any) -> None:
-        self._pending.append(value)
-        if len(self._pending) >= _FLUSH_EVERY:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._stream.close()
-
-    def _flush(self) -> None:
-        self._stream.write(np.asarray(self._pending).astype(self._kind).tobytes())
-        self._pending = array(self._pending.typecode)
-
-
-class _Names:
-    """Numbers for names in the order of their first use; −1 for none."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def number(self, name: Any) -> int:
-        if not isinstance(name, str) or not name:
-            return -1
-        return self.numbers.setdefault(name, len(self.numbers))
-
-
-def hash_id(name: str) -> int:
-    """Return the 64-bit hash that stands for an utterance in the index and in its random seeds."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def _write(folder: Path, records: Iterator[_Record], shard_names: list[str]) -> None:
-    kinds = {**_ARRAYS, **(_SHARD_ARRAYS if shard_names else {})}
-    columns = {name: _Column(folder / f"{name}.bin", kind) for name, kind in kinds.items()}
-    names = {name: _Names() for name in ("language", "speaker", "source")}
-    digest = hashlib.blake2b(digest_size=16)
-    offset = num_cuts = 0
-    seconds = 0.0
-    with (folder / "cuts.jsonl").open("wb") as lines:
-        for where, line, member in records:
-            cut = parse_line(line, where)
-            supervision = (cut.get("supervisions") or [{}])[0]
-            columns["offset"].append(offset)
-            columns["duration"].append(cut["duration"])
-            columns["id_hash"].append(hash_id(cut["id"]))
-            columns["language"].append(names["language"].number(supervision.get("language")))
-            columns["speaker"].append(names["speaker"].number(supervision.get("speaker")))
-            columns["source"].append(names["source"].number((cut.get("custom") or {}).get("source")))
-            digest.update(line + b"\n")
-            if member is not None:
-                columns["shard"].append(member.shard)
-                columns["member_offset"].append(member.offset)
-                columns["member_size"].append(member.size)
-                digest.update(f"{member.shard} {member.offset} {member.size}\n".encode())
-            elif any(source["type"] == "shar" for source in cut["recording"]["sources"]):
-                raise DataError(
-                    f"{where}: {cut['id']} is a cut of a Shar folder; give the folder, not one of its files"
-                )
-            offset += lines.write(line + b"\n")
-            num_cuts += 1
-            seconds += cut["duration"]
-    if not num_cuts:
-        raise DataError("the corpus has no cuts; usually because every recording was rejected: see its audit report")
-    columns["offset"].append(offset)
-    for column in columns.values():
-        column.close()
-    _refuse_duplicates(folder)
-    tables = {name: list(table.numbers) for name, table in names.items()}
-    (folder / "names.json").write_text(json.dumps({**tables, "shard": shard_names}), encoding="utf-8")
-    header = {"format": _FORMAT, "num_cuts": num_cuts, "seconds": seconds, "manifest": digest.hexdigest()}
-    (folder / "index.json").write_text(json.dumps(header), encoding="utf-8")
-
-
-def _refuse_duplicates(folder: Path) -> None:
-    hashes = np.fromfile(folder / "id_hash.bin", dtype="<u8")
-    hashes.sort()
-    repeated = hashes[1:][hashes[1:] == hashes[:-1]]
-    if not len(repeated):
-        return
-    wanted, seen = int(repeated[0]), []
-    for number, line in read_lines(folder / "cuts.jsonl"):
-        name = parse_line(line, "")["id"]
-        if hash_id(name) == wanted:
-            seen.append((name, number))
-    (name, first), (_, second) = seen[:2]
-    raise DataError(
-        f"{len(repeated)} cuts have the id of another one, first {name!r} (cuts {first} and {second}); ids must be unique"
-    )
-
-
-def _records_of_file(path: Path) -> Iterator[_Record]:
+def _records_of_file(path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
-        yield f"{path}:{number}", line, None
+        if line.strip():
+            yield f"{path}:{number}", line, None
 
 
-def _records_of_shar(folder: Path) -> Iterator[_Record]:
-    return iterate_shards(folder)
-
-
-def _records_of_cuts(cuts: Iterable[MonoCut]) -> Iterator[_Record]:
+def _records_of_cuts(cuts: Iterable[MonoCut]) -> Iterator[Record]:
     for number, cut in enumerate(cuts, 1):
         try:
-            line = json.dumps(cut.to_dict(), ensure_ascii=False).encode()
+            line = json.dumps(cut.to_dict()).encode()
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"cut {number} ({cut.id}) cannot be written as JSON: {error}; save its audio first"
@@ -290,25 +184,46 @@ def _records_of_cuts(cuts: Iterable[MonoCut]) -> Iterator[_Record]:
         yield f"cut {number} ({cut.id})", line, None
 
 
-def _find_manifest(path: Path) -> tuple[Path, Path]:
-    """Return (cuts file or Shar folder, folder at which relative paths start)."""
-    if path.is_file():
-        return path, path.parent
-    for name in ("cuts.jsonl.gz", "cuts.jsonl"):
-        if (path / name).is_file():
-            return path / name, path
-    if is_shar(path):
-        return path, path
-    raise DataError(f"{path}: neither cuts nor a Shar folder; `isogloss corpus prepare` makes cuts of other forms")
+def _readable_cuts(source: Path) -> Iterator[MonoCut]:
+    """Yield the cuts of a form that is not ours; a recording that cannot be read is an error in the end."""
+    bad: list[Rejected] = []
+    for item in iterate_corpus(source):
+        if isinstance(item, Rejected):
+            bad.append(item)
+        else:
+            yield item
+    if bad:
+        raise DataError(
+            f"{bad[0].place}: {bad[0].id}: {bad[0].reason}; {len(bad)} recordings cannot be used; `isogloss corpus audit` "
+            "leaves them out and writes a corpus of the rest"
+        )
+
+
+def _cuts_file(source: Path) -> Path:
+    return source if source.is_file() else next(source / name for name in CUT_FILES if (source / name).is_file())
+
+
+def _what_to_watch(source: Path, form: str) -> tuple[list[Path], Path, Path | None]:
+    """Return the files whose change makes an index stale, where relative paths start, and where the index belongs."""
+    if form == "cuts":
+        manifest = _cuts_file(source)
+        return [manifest], manifest.parent, manifest.parent / ".isogloss-index"
+    if form == "shar":
+        return [path for pair in shard_files(source) for path in pair], source, source.parent / ".isogloss-index"
+    if source.is_file():  # labels lie beside a manifest, under its name
+        return sorted(source.parent.glob(f"{glob.escape(source.stem)}.*")), source.parent, None
+    files = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    return sorted((path for path in files if path.is_file()), key=os.fsencode), source, None
 
 
 def _writable(place: Path) -> Path:
     """Return the place, or one in the user's cache directory where it cannot be written."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        if os.access(place, os.W_OK):
-            return place
     except OSError:
-        pass
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "isogloss" / "index"
+        return _user_cache()
+    return place if os.access(place, os.W_OK) else _user_cache()
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isogloss" / "index"

@@ -24,8 +24,9 @@ from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.data._index_files import hash_id
 from isogloss.data.audio import read_audio, sha256_of_samples
-from isogloss.data.index import CorpusIndex, hash_id
+from isogloss.data.index import CorpusIndex
 from isogloss.data.streams import SAMPLE_RATE
 
 AudioFormat = Literal["flac", "opus"]
@@ -129,7 +130,7 @@ class _Writer:
         archive = self._open()
         _add_member(archive, f"{cut.id}.{self._format}", data)
         _add_member(archive, f"{cut.id}.json", json.dumps(recording.to_dict()).encode())
-        self._lines.append(json.dumps(written.to_dict(), ensure_ascii=False).encode())
+        self._lines.append(json.dumps(written.to_dict()).encode())
         self.num_cuts += 1
         self.num_samples += len(samples)
         if len(self._lines) == self._shard_size:

@@ -30,6 +30,9 @@ def shard_files(folder: Path) -> list[tuple[Path, Path]]:
     """Return the (cuts, recordings) files of a Shar folder in order; one without the other is a `DataError`."""
     cuts = {path.name.split(".")[1]: path for path in sorted(folder.glob("cuts.*.jsonl*"))}
     tars = {path.name.split(".")[1]: path for path in sorted(folder.glob("recording.*.tar"))}
+    for path in (*cuts.values(), *tars.values()):
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise DataError(f"{path}: is not a regular file")
     if lonely := sorted(cuts.keys() ^ tars.keys()):
         raise DataError(
             f"{folder}: shard {lonely[0]} has only one of its two files (cuts and recording); copy the folder again"

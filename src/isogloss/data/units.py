@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isogloss.core.errors import DataError
 from isogloss.core.lengths import ConvGeometry, trim_to_shortest
-from isogloss.data.index import hash_id
+from isogloss.data._index_files import hash_id
 
 
 class UnitTable:
