@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -91,6 +92,8 @@ class EnergyMeter:
         for (name, read), before in zip(self._gpus, self._gpu_before, strict=True):
             joules = read() - before
             self.parts.append(EnergyPart(name, "NVML total energy counter", "measured", joules / _JOULES_PER_KWH))
+        if not self._gpus and _uses_cuda():
+            self.parts.append(EnergyPart("gpu", "not counted: no NVML energy counter", "estimated", 0.0))
 
     def _cpu_part(self) -> EnergyPart:
         after = _read_rapl(self._rapl_root)
@@ -169,6 +172,12 @@ def _read_rapl(root: Path) -> dict[str, tuple[int, int]]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def _uses_cuda() -> bool:
+    """True if this process has work on a graphics card (without importing torch for it)."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def _nvml_counters() -> list[tuple[str, Callable[[], float]]]:
