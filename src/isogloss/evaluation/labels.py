@@ -83,23 +83,26 @@ def phone_sequence(cut: Any, *, keep_silence: bool = False) -> list[str]:
 def ipa_segments(text: str) -> list[str]:
     """Split IPA into segments: a letter with its diacritics, length and ties; stress, boundaries and tone are left out."""
     segments: list[str] = []
-    joins = False
+    joins = False  # a tie: the next letter belongs to the last segment
+    prefix = ""  # a modifier at the start of a word (ⁿd) belongs to the next letter
+    is_start = True
     for char in unicodedata.normalize("NFD", text):
         category = unicodedata.category(char)
-        if char in _PROSODY or category in ("Zs", "Cc", "Sk", "Po", "Pd", "Ps", "Pe", "Nd") or char in "˥˦˧˨˩":
-            joins = False
-        elif char in _TIES:
-            if segments:
-                segments[-1] += char
-                joins = True
+        if char in _TIES and segments:
+            segments[-1] += char
+            joins = True
+        elif char in _PROSODY or category[0] in "ZCSPN":
+            joins, is_start = False, is_start or category[0] in "ZP"
+        elif category in ("Mn", "Lm") and is_start:
+            prefix += char
         elif category in ("Mn", "Lm"):
-            if segments:
-                segments[-1] += char
+            segments[-1] += char
         elif joins:
             segments[-1] += char
             joins = False
         else:
-            segments.append(char)
+            segments.append(prefix + char)
+            prefix, is_start = "", False
     return segments
 
 
@@ -116,7 +119,9 @@ def frame_labels(
     numbers = inventory.encode([item.symbol for item in items])
     if not keep_silence:
         numbers[[is_silence(item.symbol) for item in items]] = UNLABELLED
-    at = np.searchsorted(starts, centers_S, side="right") - 1
-    inside = (at >= 0) & (centers_S < ends[np.maximum(at, 0)])
+    # Times are decimal fractions: a microsecond decides ties that binary rounding would decide at random.
+    times_S = centers_S + 1e-6
+    at = np.searchsorted(starts, times_S, side="right") - 1
+    inside = (at >= 0) & (times_S < ends[np.maximum(at, 0)])
     labels_S[inside] = numbers[at[inside]]
     return labels_S

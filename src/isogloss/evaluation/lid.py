@@ -33,6 +33,7 @@ class LidSettings:
     neighbours: int = 10
     weight_decay: float = 1e-2
     with_deviation: bool = True
+    min_source_seconds: float = 60.0  # of a language in a source; less is no training set and no test
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Pooled:
     ids: list[str]
     languages: list[str]
     speakers: list[str]
-    sources: list[str]
+    sources: list[str]  # families, see `source_family`
+    seconds_B: Array
 
 
 @dataclass
@@ -95,8 +97,21 @@ def pool(source: FeatureSource, cuts: Sequence[Any], settings: LidSettings | Non
         ids=[cut.id for cut in kept],
         languages=[str(language_of(cut)) for cut in kept],
         speakers=[speaker_of(cut) for cut in kept],
-        sources=[str((cut.custom or {}).get("source", "unknown")) for cut in kept],
+        sources=[source_family(cut) for cut in kept],
+        seconds_B=np.array([float(cut.duration) for cut in kept]),
     )
+
+
+def source_family(cut: Any) -> str:
+    """Return a cut's source without the parts of its name that say the language: "prompts-fr-g722" becomes "prompts-g722".
+
+    Packages of one series share studio, codec and channel. Holding out one of them alone would leave its channel in
+    training under every other language's name.
+    """
+    source = str((cut.custom or {}).get("source", "unknown"))
+    language = (language_of(cut) or "").lower()
+    own = {language, language.split("-")[0], *language.split("-")[1:]}
+    return "-".join(part for part in source.split("-") if part.lower() not in own) or source
 
 
 def language_of(cut: Any) -> str | None:
@@ -137,21 +152,29 @@ def speaker_folds(languages: Sequence[str], speakers: Sequence[str], num_folds: 
     return folds
 
 
-def source_folds(languages: Sequence[str], sources: Sequence[str]) -> list[tuple[Array, Array]]:
+def source_folds(
+    languages: Sequence[str], sources: Sequence[str], seconds_B: Array, min_seconds: float
+) -> list[tuple[Array, Array]]:
     """Return (train, test) indices that hold out one source each.
 
-    Training has the languages with two sources or more from all other sources; tested is what the held-out source has of
-    the languages that are left in training. A fold with fewer than two languages in its test is not a test.
+    What a source has of a language counts from `min_seconds` on. Training has the languages with two sources or more, from
+    all other sources; tested is what the held-out source has of the languages that training has. Training that is left with
+    one language is no test.
     """
-    pairs = set(zip(languages, sources, strict=True))
-    several = {lang for lang in set(languages) if sum(pair[0] == lang for pair in pairs) > 1}
+    amounts: dict[tuple[str, str], float] = {}
+    for language, source, seconds in zip(languages, sources, seconds_B.tolist(), strict=True):
+        amounts[language, source] = amounts.get((language, source), 0.0) + seconds
+    enough = {pair for pair, amount in amounts.items() if amount >= min_seconds}
+    several = {lang for lang, _ in enough if sum(pair[0] == lang for pair in enough) > 1}
+    pairs = list(zip(languages, sources, strict=True))
+    usable = [i for i, pair in enumerate(pairs) if pair in enough and pair[0] in several]
     folds = []
-    for held_out in sorted(set(sources)):
-        rest = np.array([i for i, s in enumerate(sources) if s != held_out and languages[i] in several], dtype=np.int64)
-        known = {languages[i] for i in rest}
-        test = np.array([i for i, s in enumerate(sources) if s == held_out and languages[i] in known], dtype=np.int64)
-        if len(test) and len(known) > 1:
-            folds.append((rest, test))
+    for held_out in sorted({source for _, source in enough}):
+        train = [i for i in usable if sources[i] != held_out]
+        known = {languages[i] for i in train}
+        test = [i for i in usable if sources[i] == held_out and languages[i] in known]
+        if test and len(known) > 1:
+            folds.append((np.array(train, dtype=np.int64), np.array(test, dtype=np.int64)))
     return folds
 
 
@@ -202,7 +225,7 @@ def probe_language(
     layers = tuple(sorted(pooled.values) if layers is None else layers)
     classes = sorted(set(pooled.languages))
     labels_B = np.array([classes.index(language) for language in pooled.languages])
-    folds = _folds(np.arange(len(labels_B)), pooled, held_out, settings.num_folds)
+    folds = _folds(np.arange(len(labels_B)), pooled, held_out, settings)
     if not folds:
         raise DataError(
             f"language identification with held-out {held_out}s needs two languages with two {held_out}s each; this "
@@ -235,16 +258,17 @@ def probe_language(
         classes=classes,
         scores_BC=scores_BC[tested],
         left_out=len(labels_B) - len(tested),
-        why=f"their language has one {held_out} only",
+        why=f"their language has one {held_out} only" + (" of enough speech" if held_out == "source" else ""),
     )
 
 
-def _folds(index: Array, pooled: Pooled, held_out: HeldOut, num_folds: int) -> list[tuple[Array, Array]]:
+def _folds(index: Array, pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
     languages = [pooled.languages[i] for i in index]
     if held_out == "speaker":
-        folds = speaker_folds(languages, [pooled.speakers[i] for i in index], num_folds)
+        folds = speaker_folds(languages, [pooled.speakers[i] for i in index], settings.num_folds)
     else:
-        folds = source_folds(languages, [pooled.sources[i] for i in index])
+        sources = [pooled.sources[i] for i in index]
+        folds = source_folds(languages, sources, pooled.seconds_B[index], settings.min_source_seconds)
     return [(index[train], index[test]) for train, test in folds]
 
 
@@ -258,7 +282,7 @@ def _choose_layer(
     settings: LidSettings,
 ) -> int:
     """Return the layer with the best accuracy inside a training fold; where it cannot be split by source, by speaker."""
-    inner = _folds(train, pooled, held_out, settings.num_folds) or _folds(train, pooled, "speaker", settings.num_folds)
+    inner = _folds(train, pooled, held_out, settings) or _folds(train, pooled, "speaker", settings)
     if not inner:
         return layers[-1]
     num_classes = int(labels_B.max()) + 1

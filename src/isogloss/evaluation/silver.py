@@ -13,6 +13,7 @@ from lhotse.supervision import AlignmentItem
 
 from isogloss.core.errors import DataError
 from isogloss.data.audio import read_audio
+from isogloss.data.phonemes import can_phonemize, phonemize_words
 from isogloss.evaluation.aligner import AlignerSettings, train_aligner
 from isogloss.evaluation.features import Progress
 from isogloss.evaluation.labels import Inventory, alignment_items, is_silence
@@ -38,13 +39,14 @@ def align_silver(
     *,
     settings: AlignerSettings | None = None,
     max_deviations: float = 5.0,
+    min_excess: float = 1.0,
     progress: Progress | None = None,
 ) -> tuple[list[Any], SilverReport]:
     """Return the cuts that could be aligned, with "phone" and "word" alignments, and a report.
 
     One aligner is trained on all cuts together; the phones must therefore be of one alphabet (IPA). An utterance whose CTC
-    loss per phone lies more than `max_deviations` robust deviations above the median has a text that does not fit, and is
-    left out. The cuts given are not changed.
+    loss per phone lies more than `max_deviations` robust deviations, and more than `min_excess` nats, above the median has a
+    text that does not fit, and is left out. The cuts given are not changed.
     """
     report = SilverReport()
     kept: list[Any] = []
@@ -78,7 +80,7 @@ def align_silver(
     aligned = aligner.align(mels, targets, ends_word)
     losses = np.array([item.loss for item in aligned])
     median = float(np.median(losses))
-    limit = median + max_deviations * 1.4826 * float(np.median(np.abs(losses - median))) + 1e-6
+    limit = median + max(min_excess, max_deviations * 1.4826 * float(np.median(np.abs(losses - median))))
     result = []
     for cut, own, fit in zip(kept, words, aligned, strict=True):
         if fit.loss > limit:
@@ -151,6 +153,20 @@ def words_of_alignment(cut: Any) -> list[list[str]]:
         current = number
         words[-1].append(phone.symbol)
     return words
+
+
+def words_of_text(cut: Any) -> list[list[str]]:
+    """Return the words of a cut's text as IPA phones by espeak-ng, in its variety where it tells one ("en-US").
+
+    Empty where it has no text or espeak-ng does not speak its language. Raises `MissingExtraError` without espeakng-loader.
+    """
+    supervision = cut.supervisions[0] if cut.supervisions else None
+    if supervision is None or not supervision.text or not supervision.language:
+        return []
+    for language in ((cut.custom or {}).get("variety"), supervision.language):
+        if language and can_phonemize(language):
+            return phonemize_words(supervision.text, language)
+    return []
 
 
 def _with_alignment(
