@@ -47,6 +47,41 @@ def test_one_process_two_ddp_ranks_and_two_fsdp2_ranks_agree_and_continue_each_o
         assert fakes.curve(run_dir)[3] == pytest.approx(expected[3], rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["wav2vec2", "cpc"])
+def test_real_objectives_give_the_same_numbers_however_they_are_divided(
+    corpus: Path, tmp_path: Path, objective: str
+) -> None:
+    overrides = [
+        *(
+            "data.seconds_per_update=3.2",
+            "data.micro_batch_seconds=1.3",
+            "data.bins_multiple_of=4",
+            "data.num_workers=0",
+        ),
+        *("data.min_seconds=0.3", "data.max_seconds=1.2", "data.long=crop", f'data.path="{corpus}"'),
+        *("training.updates=3", "training.log_every=1", "optim.clip=1.0"),
+    ]
+    if objective == "wav2vec2":
+        overrides += ["encoder.preset=wave-tiny", "encoder.layerdrop=0.5", "objective.num_codes=8"]
+        overrides += ["objective.target_width=16", "objective.final_width=16"]
+    else:
+        overrides += ["encoder.preset=cpc-tiny", "objective.ffn_width=16", "objective.num_negatives=16"]
+    recipe = {"wav2vec2": "wav2vec2-small", "cpc": "cpc-small"}[objective]
+    curves = {}
+    for parallel, ranks in (("one", 1), ("ddp", 2), ("fsdp2", 2)):
+        run_dir = tmp_path / parallel
+        mine = [*overrides, *([f"training.parallel={parallel}"] if ranks > 1 else [])]
+        ended = fakes.finish(fakes.launch(corpus, run_dir, ranks=ranks, recipe=recipe, overrides=mine))
+        assert [code for code, _ in ended] == [0] * ranks, ended
+        curves[parallel] = {row["step"]: row for row in fakes.read_log(run_dir)}
+    for step, row in curves["one"].items():
+        for parallel in ("ddp", "fsdp2"):
+            other = curves[parallel][step]
+            for key in ("loss", "grad_norm"):
+                assert other[key] == pytest.approx(row[key], rel=2e-6), (parallel, step, key)
+            assert other["metrics"] == pytest.approx(row["metrics"], rel=1e-4), (parallel, step)
+
+
 def kill_chain(corpus: Path, run_dir: Path, kills: int, seed: int, updates: int) -> tuple[int, int]:
     """Kill -9 at random moments and start again; return kills that hit and checkpoints that were found torn."""
     chance, hits = random.Random(seed), 0

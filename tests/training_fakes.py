@@ -30,11 +30,11 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.objectives.base import Objective, Watch
 from isogloss.training.job import Job
-from isogloss.training.loop import run_job
+from isogloss.training.loop import run_job, train
 from isogloss.training.optim import OptimConfig
 from isogloss.training.parallel import Learner
 from isogloss.training.preempt import stop_on_signals
-from isogloss.training.recipe import TrainingConfig
+from isogloss.training.recipe import TrainingConfig, load_recipe
 from isogloss.training.schedule import ScheduleConfig
 
 
@@ -249,8 +249,12 @@ def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environmen
     os.environ.update(environment)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    recipe, overrides = options.pop("recipe", None), options.pop("overrides", [])
     bad_rank, frozen_rank, short_rank = (options.pop(name, None) for name in ("bad_rank", "frozen_rank", "short_rank"))
     try:
+        if recipe is not None:
+            train(load_recipe(recipe, overrides), run_dir)
+            return
         timeout = 2 * options.get("timeout_seconds", 30)
         with dist.process_group(timeout) as device, stop_on_signals() as stop, explained_failures():
             if bad_rank is not None:

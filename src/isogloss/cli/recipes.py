@@ -77,9 +77,9 @@ def check_recipes(
             table.add_row(Path(name).stem, "", "", "", "", f"[red]wrong[/]: {error}")
             continue
         training = recipe.training
-        length = next(f"{v:g} {k}" for k in ("updates", "passes", "hours") if (v := getattr(training, k)) is not None)
+        length = next(f"{v:,} {k}" for k in ("updates", "passes", "hours") if (v := getattr(training, k)) is not None)
         verdict = "; ".join(["good", *recipe.warnings()])
-        seconds = f"{recipe.data.seconds_per_update:g}"
+        seconds = f"{recipe.data.seconds_per_update:,g}"
         table.add_row(Path(name).stem, f"{encoder / 1e6:.2f}", f"{objective / 1e6:.2f}", seconds, length, verdict)
     Console().print(table)
     if faults:

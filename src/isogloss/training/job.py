@@ -16,6 +16,7 @@ from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader, Update
 from isogloss.encoders.presets import build_encoder
+from isogloss.hub.save import save_model
 from isogloss.objectives.base import Objective, build_objective
 from isogloss.training.optim import OptimConfig
 from isogloss.training.parallel import Learner
@@ -98,7 +99,5 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
 
 
 def _save(learner: Learner, folder: Path, extra: dict[str, Any]) -> None:
-    from isogloss.hub.save import save_model
-
     assert isinstance(learner.objective, Objective)
     save_model(folder, learner.encoder, learner.objective, extra)

@@ -113,13 +113,14 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    wanted = str(name).removesuffix(".toml")
     shipped = {str(p.relative_to(RECIPES).with_suffix("")): p for p in shipped_recipes()}
-    for known, file in shipped.items():
-        if str(name).removesuffix(".toml") in (known, known.partition("/")[2]):
-            return file
-    names = [known.partition("/")[2] for known in shipped]
+    for candidate in (wanted, f"pretrain/{wanted}"):
+        if candidate in shipped:
+            return shipped[candidate]
+    names = [known.removeprefix("pretrain/") for known in shipped]
     raise ConfigError(
-        f"there is no recipe `{name}`, neither a file nor one that comes with isogloss; {nearest(str(name), names)}"
+        f"there is no recipe `{name}`, neither a file nor one that comes with isogloss; {nearest(wanted, names)}"
     )
 
 

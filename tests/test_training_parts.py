@@ -1,0 +1,87 @@
+"""The small parts of training: schedules, watchdog, averages, signals, optimizer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from isogloss.core.config import parse
+from isogloss.core.errors import ConfigError, TrainingError
+from isogloss.core.types import LossTerms
+from isogloss.objectives.base import Watch
+from isogloss.training.averages import Reducer, Sums
+from isogloss.training.optim import OptimConfig, build_optimizer
+from isogloss.training.schedule import ScheduleConfig, learning_rate_scale
+from isogloss.training.watchdog import Watchdog
+
+
+def scales(total: int = 100, **options: object) -> list[float]:
+    schedule = parse(ScheduleConfig, options, "test")
+    return [learning_rate_scale(schedule, step, total) for step in range(total)]
+
+
+def test_schedules_have_their_shapes() -> None:
+    linear = scales(warmup=0.1)
+    assert linear[0] == 0.1
+    assert linear[9] == 1.0
+    assert linear[54] == pytest.approx(0.5)
+    assert linear[-1] == 0.0
+    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[49] == pytest.approx(0.55)
+    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[-1] == pytest.approx(0.1)
+    assert set(scales(shape="constant", warmup=0.0)) == {1.0}
+    tri = scales(shape="tri-stage", warmup=0.1, hold=0.4, final_scale=0.05)
+    assert tri[9:50] == [1.0] * 41
+    assert tri[74] == pytest.approx(math.sqrt(0.05))  # half way down an exponential
+    assert tri[-1] == pytest.approx(0.05)
+    # the shape does not depend on the length of the run
+    assert scales(1000, warmup=0.1)[549] == pytest.approx(linear[54], abs=1e-2)
+
+
+def test_schedules_refuse_what_cannot_be() -> None:
+    for options in ({"warmup": 0.6, "hold": 0.6, "shape": "tri-stage"}, {"hold": 0.1}, {"shape": "tri-stage"}):
+        with pytest.raises(ConfigError):
+            scales(**options)
+
+
+def test_the_watchdog_warns_once_then_stops_and_its_counts_travel() -> None:
+    watch = Watch("perplexity", low=5.0, high=90.0, patience=3, grace=2, meaning="collapsed", advice="raise it")
+    dog, told = Watchdog([watch]), []
+    for step in range(1, 5):
+        told += dog.observe(step, {"perplexity": 1.0})
+    assert told == []
+    other = Watchdog([watch])
+    other.load_state(dog.state())
+    (warning,) = other.observe(5, {"perplexity": 99.0})
+    assert "must be above 5 and below 90" in warning
+    assert other.observe(6, {}) == []
+    assert other.observe(7, {"perplexity": float("nan")}) == []
+    assert other.observe(8, {"perplexity": 1.0}) == []
+    with pytest.raises(TrainingError, match=r"stopped at update 9.*collapsed; raise it"):
+        other.observe(9, {"perplexity": 1.0})
+    healthy = Watchdog([watch])
+    assert not [w for step in range(100) for w in healthy.observe(step, {"perplexity": 1.0 if step % 3 else 50.0})]
+
+
+def test_averages_add_sums_not_means_and_survive_json() -> None:
+    import json
+
+    reducer, window = Reducer(torch.device("cpu")), Sums()
+    for total, count in ((6.0, 3), (4.0, 1)):
+        sums, flags = reducer.reduce(LossTerms(torch.tensor(total), count, {"m": (total / 2, count)}), 1.5, [1.0, 0.0])
+        assert flags == [1.0, 0.0]
+        window.add(sums)
+    assert (window.mean_loss, window.means(), window.audio_seconds) == (2.5, {"m": 1.25}, 3.0)
+    assert Sums.from_state(json.loads(json.dumps(window.state()))) == window
+
+
+def test_norms_and_biases_may_be_spared_the_decay() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    (group,) = build_optimizer(OptimConfig(), module).param_groups
+    assert len(group["params"]) == 4
+    spared = build_optimizer(OptimConfig(decay_all=False), module).param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in spared] == [(1, 0.01), (3, 0.0)]
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        build_optimizer(OptimConfig(), module.requires_grad_(False))
