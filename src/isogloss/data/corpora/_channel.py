@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 from numpy.typing import NDArray
-from scipy import signal
+from scipy import fft, signal
 
 from isogloss.core.errors import ConfigError
 
@@ -76,9 +76,10 @@ def reverberate(audio_T: Audio, seconds: float, rng: np.random.Generator) -> Aud
 
 def add_noise(audio_T: Audio, snr_db: float, rng: np.random.Generator) -> Audio:
     """Add pink noise at a signal-to-noise ratio; the signal's power is that of the frames within 40 dB of the loudest."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(audio_T)))
+    length = fft.next_fast_len(len(audio_T), real=True)
+    spectrum = fft.rfft(rng.standard_normal(length))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1.0))
-    noise_T = np.fft.irfft(spectrum, n=len(audio_T))
+    noise_T = fft.irfft(spectrum, n=length)[: len(audio_T)]
     power = speech_power(audio_T)
     noise_T *= np.sqrt(power / 10.0 ** (snr_db / 10.0) / max(float((noise_T**2).mean()), 1e-20))
     return (audio_T + noise_T).astype(np.float32)

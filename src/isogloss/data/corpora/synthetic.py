@@ -19,12 +19,10 @@ import soxr
 
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.lookup import nearest
-from isogloss.core.rng import derive_seed
 from isogloss.data._espeak import Spoken, speak, voice_of
 from isogloss.data._espeak import languages as _espeak_languages
 from isogloss.data.corpora._channel import CHANNELS, Channel, apply_channel
 from isogloss.data.corpora._decode import SAMPLE_RATE, digest, write_flac
-from isogloss.data.corpora._parallel_text import Sentence, parallel_sentences
 from isogloss.data.corpora._write import write_cuts, write_json
 
 Progress = Callable[[str, int, int], None]
@@ -78,6 +76,10 @@ def synthesize(
     The result is a function of the arguments except `workers`: the same samples and cuts, bit for bit. Raises `DataError`
     for a language that espeak-ng does not speak, `ConfigError` for a setting, `MissingExtraError` without the extra `phones`.
     """
+    # Here and not above: torch stays out of the worker processes, which import this module.
+    from isogloss.core.rng import derive_seed
+    from isogloss.data.corpora._parallel_text import parallel_sentences
+
     speakers = _speakers(voices, _named_channels(channels), seed, words_per_minute, pitch)
     wanted = _checked_languages(languages)
     if utterances_per_voice < 1 or not 1 <= items[0] <= items[1]:
@@ -124,7 +126,8 @@ class _Job:
     language: str
     speaker: Speaker
     number: int
-    sentence: Sentence
+    key: str
+    text: str
     translations: dict[str, str]
     seed: int
 
@@ -140,11 +143,11 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[dict[str, Any]]:
 
 def _record(job: _Job) -> dict[str, Any]:
     """Speak one sentence, send it through the channel, write it, and describe it."""
-    speaker, language, sentence = job.speaker, job.language, job.sentence
-    rng = np.random.default_rng(derive_seed(job.seed, "utterance", speaker.number, job.number, language))
+    speaker, language = job.speaker, job.language
+    rng = np.random.default_rng(job.seed)
     # Nobody speaks at one rate and one pitch all the time.
     spoken = speak(
-        sentence.text,
+        job.text,
         voice_of(language),
         variant=speaker.variant,
         words_per_minute=round(speaker.words_per_minute * float(rng.uniform(0.94, 1.06))),
@@ -169,7 +172,7 @@ def _record(job: _Job) -> dict[str, Any]:
                 "start": 0.0,
                 "duration": duration,
                 "channel": 0,
-                "text": sentence.text,
+                "text": job.text,
                 "language": language,
                 "speaker": f"espeak-ng/{speaker.name}",
                 "gender": _GENDERS[speaker.variant[0]],
@@ -190,7 +193,7 @@ def _record(job: _Job) -> dict[str, Any]:
             "speech_type": "synthesised",
             "synthetic": True,
             "alignment_kind": "synthetic",
-            "prompt": sentence.key,
+            "prompt": job.key,
             **({"translations": job.translations} if job.translations else {}),
             "sha256": digest(samples_T),
         },
@@ -222,6 +225,8 @@ def _speakers(
     words_per_minute: tuple[int, int],
     pitch: tuple[int, int],
 ) -> list[Speaker]:
+    from isogloss.core.rng import derive_seed
+
     if count < 1:
         raise ConfigError(f"`voices` must be at least 1, but is {count}")
     if not 80 <= words_per_minute[0] <= words_per_minute[1] <= 400:
