@@ -82,7 +82,8 @@ def add_noise(audio_T: Audio, snr_db: float, rng: np.random.Generator) -> Audio:
     noise_T = fft.irfft(spectrum, n=length)[: len(audio_T)]
     power = speech_power(audio_T)
     noise_T *= np.sqrt(power / 10.0 ** (snr_db / 10.0) / max(float((noise_T**2).mean()), 1e-20))
-    return (audio_T + noise_T).astype(np.float32)
+    noisy_T: Audio = (audio_T + noise_T).astype(np.float32)
+    return noisy_T
 
 
 def telephone(audio_T: Audio) -> Audio:

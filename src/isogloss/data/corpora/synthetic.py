@@ -97,11 +97,12 @@ def synthesize(
             language=language,
             speaker=speaker,
             number=number,
-            sentence=sentences[speaker.number][language][number],
+            key=sentences[speaker.number][language][number].key,
+            text=sentences[speaker.number][language][number].text,
             translations={
                 other: sentences[speaker.number][other][number].text for other in wanted if other != language
             },
-            seed=seed,
+            seed=derive_seed(seed, "utterance", speaker.number, number, language),
         )
         for language in wanted
         for speaker in speakers
