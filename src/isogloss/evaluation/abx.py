@@ -22,13 +22,13 @@ from isogloss.core.rng import derive_seed
 from isogloss.evaluation import _abx_collapse as collapse
 from isogloss.evaluation._abx_cells import Cells, Tokens, score
 from isogloss.evaluation.bootstrap import Estimate
+from isogloss.evaluation.labels import is_silence
 
 Speaker = Literal["within", "across"]
 Context = Literal["triphone", "phone", "any"]
 Distance = Literal["angular", "euclidean"]
 
 SILENCE = "SIL"
-SILENCES = frozenset({"SIL", "sil", "sp", "spn", "SPN", "NSN", "pau", "h#", "<eps>", "<sil>", "_", "#", "-", ""})
 _GAP_SECONDS = 0.03  # a longer hole between two phones is a silence
 
 
@@ -194,27 +194,25 @@ def _item_frames(
     return (0, 0) if span is None else token_frames(*span, frame_rate_hz, first_center_seconds, drop_last=drop_last)
 
 
-def items_from_cuts(
-    cuts: Iterable[Any], *, alignment: str = "phone", silences: frozenset[str] = SILENCES
-) -> list[AbxItem]:
+def items_from_cuts(cuts: Iterable[Any], *, tier: str = "phone") -> list[AbxItem]:
     """Return the phone tokens of aligned cuts, in order.
 
     Silences are no tokens, but they are contexts; the edges of an utterance and holes of more than 30 ms count as silence. A
-    cut without a speaker is its own speaker. Cuts without the alignment are passed over.
+    cut without a speaker is its own speaker. Cuts without that tier of alignment are passed over.
     """
     items = []
     for cut in cuts:
         for supervision in cut.supervisions:
-            phones = sorted((supervision.alignment or {}).get(alignment, ()), key=lambda phone: phone.start)
+            phones = sorted((supervision.alignment or {}).get(tier, ()), key=lambda phone: phone.start)
             who = supervision.speaker or cut.id
             for index, phone in enumerate(phones):
-                if phone.symbol in silences:
+                if is_silence(phone.symbol):
                     continue
                 before = phones[index - 1] if index else None
                 after = phones[index + 1] if index + 1 < len(phones) else None
                 end = phone.start + phone.duration
-                prev = _neighbour(before, phone.start - (before.start + before.duration) if before else 0, silences)
-                following = _neighbour(after, after.start - end if after else 0, silences)
+                prev = _neighbour(before, phone.start - (before.start + before.duration) if before else 0)
+                following = _neighbour(after, after.start - end if after else 0)
                 triphone = None
                 if before is not None and after is not None and SILENCE not in (prev, following):
                     triphone = (before.start, after.start + after.duration)
@@ -222,8 +220,8 @@ def items_from_cuts(
     return items
 
 
-def _neighbour(phone: Any, gap: float, silences: frozenset[str]) -> str:
-    if phone is None or gap > _GAP_SECONDS or phone.symbol in silences:
+def _neighbour(phone: Any, gap: float) -> str:
+    if phone is None or gap > _GAP_SECONDS or is_silence(phone.symbol):
         return SILENCE
     return str(phone.symbol)
 

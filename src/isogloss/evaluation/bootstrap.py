@@ -50,7 +50,7 @@ class Estimate:
         """Return "12.3 [11.0, 13.7]"; `scale=100` for percent. Digits follow the interval's width unless given."""
         value, low, high = (scale * x for x in (self.value, self.low, self.high))
         if digits is None:
-            digits = _digits(low, high)
+            digits = _digits(low, high, unknown=1 if scale >= 10 else 3)
         if math.isnan(low):
             return f"{value:.{digits}f} [no interval]"
         return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -60,11 +60,11 @@ class Estimate:
         return self.low > reference or self.high < reference
 
 
-def _digits(low: float, high: float) -> int:
+def _digits(low: float, high: float, unknown: int) -> int:
     """Two significant digits of the interval's width: more would be noise, fewer would hide it."""
     width = high - low
     if not math.isfinite(width) or width <= 0:
-        return 3
+        return unknown
     return min(max(1 - math.floor(math.log10(width)), 0), 6)
 
 
@@ -141,10 +141,12 @@ def bootstrap_weighted(
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    recentre: bool = False,
 ) -> Estimate:
     """Estimate a statistic that maps weights of the items (R×I) to values (R), such as the equal error rate.
 
-    Resamples without a value (NaN: no positive trial was drawn) are left out and told in the caveat.
+    Resamples without a value (NaN: no positive trial was drawn) are left out and told in the caveat. `recentre` moves the
+    replicates so that their mean is the value itself, for statistics that repeated items bias.
     """
     groups = _groups(num_items, clusters, "speaker")
     value = float(statistic(np.ones((1, num_items)))[0])
@@ -154,6 +156,8 @@ def bootstrap_weighted(
             for weights_RU in _weights(groups.num_units, resamples, seed, row_size=num_items)
         ]
     )
+    if recentre:
+        values_R = values_R - np.nanmean(values_R) + value
     return _percentile(value, values_R, groups, level)
 
 

@@ -188,7 +188,8 @@ def rows(records: Iterable[ResultRecord]) -> list[dict[str, str]]:
                 "dataset": record.dataset,
                 "metric": f"{record.metric}{percent} {arrow}",
                 value: format_value(record),
-                "resampled": f"{record.num_units} {record.unit}s" + (" †" if record.caveat else ""),
+                "resampled": f"{record.num_units} {record.unit}{'' if record.num_units == 1 else 's'}"
+                + (" †" if record.caveat else ""),
                 "labels": labels,
             }
         )
