@@ -53,12 +53,15 @@ class StreamLayout:
 
     @cached_property
     def num_samples(self) -> int:
-        """Samples of the whole stream: all slots, and what the last frame still sees."""
+        """Samples of the whole stream: all slots, what the last frame still sees, and samples that no frame sees."""
         end = 0
-        for first, slots, frames in zip(self.first_slot_B, self.num_slots_B, self.frames_B, strict=True):
+        places = zip(
+            self.first_slot_B, self.num_slots_B, self.frames_B, self.first_row_B(0), self.rows_LB[0], strict=True
+        )
+        for first, slots, frames, start, samples in places:
             if frames:
                 last_frame_end = (first + frames - 1) * self.geometry.hop + self.geometry.receptive_field
-                end = max((first + slots) * self.geometry.hop, last_frame_end)
+                end = max((first + slots) * self.geometry.hop, last_frame_end, start + samples)
         return end
 
     def first_row_B(self, depth: int) -> list[int]:
