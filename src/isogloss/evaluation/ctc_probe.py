@@ -22,7 +22,7 @@ from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed, generator
 from isogloss.core.types import Packed
 from isogloss.evaluation.features import FeatureSource, Progress
-from isogloss.evaluation.labels import Inventory, alignment_kind, phone_sequence
+from isogloss.evaluation.labels import Inventory, alignment_items, alignment_kind, phone_sequence
 from isogloss.evaluation.metrics import edit_counts
 from isogloss.evaluation.probes import ProbeSplits, speaker_of
 from isogloss.losses.ctc import ctc_loss, min_frames, prefix_beam_search
@@ -210,6 +210,7 @@ def _test(
         best_epoch=int(np.argmin(losses)) + 1,
         validation_losses=losses,
         left_out=left_out,
-        labels=alignment_kind(splits.test),
+        # Without an alignment the phones are the transcriber's own IPA.
+        labels=alignment_kind(splits.test) if any(map(alignment_items, splits.test)) else "gold",
         settings=settings,
     )

@@ -1,22 +1,13 @@
-"""Features of every cut and layer: one protocol for encoders, log-mel and MFCC; encoder states cached on disk by content.
-
-The cache knows an encoder by its weights and a cut by its samples, so nothing stale is ever read: another checkpoint, an
-edited recording or another crop has another key. A cache folder may be shared by several processes, since a shard is
-written beside its place and renamed.
-"""
+"""Features of every cut and layer: one protocol for encoders, log-mel and MFCC; encoder states cached on disk by content."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +15,9 @@ import torch
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError, DataError
-from isogloss.data.audio import read_audio, source_of_cut
+from isogloss.data.audio import read_audio
 from isogloss.encoders.base import Encoder, pack_audio
+from isogloss.evaluation.feature_cache import FeatureCache, hash_cut, hash_encoder, writing
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, float], None]  # (seconds of audio done, seconds in all)
@@ -115,7 +107,7 @@ def extract_features(
     chosen = resolve_layers(layers, encoder.num_layers)
     center = encoder.geometry.center_seconds(0, encoder.sample_rate)
     store = FeatureStore(name, encoder.sample_rate / encoder.geometry.hop, center, chosen)
-    cache = _Cache(Path(cache_dir) / hash_encoder(encoder)[:24], chosen) if cache_dir is not None else None
+    cache = FeatureCache(Path(cache_dir) / hash_encoder(encoder)[:24], chosen) if cache_dir is not None else None
     keys = _content_keys(cuts, encoder.sample_rate) if cache else {cut.id: "" for cut in cuts}
     if len(keys) < len(cuts):
         raise DataError(f"{len(cuts)} cuts have only {len(keys)} different ids; every cut needs an id of its own")
@@ -157,34 +149,6 @@ def resolve_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, 
             )
         chosen.append(layer % (num_layers + 1))
     return tuple(dict.fromkeys(chosen))
-
-
-def hash_encoder(encoder: Encoder) -> str:
-    """Return the SHA-256 of an encoder's class, configuration and every tensor."""
-    digest = hashlib.sha256()
-    digest.update(f"{type(encoder).__name__} {encoder.config.model_dump_json()}".encode())
-    for key, value in sorted(encoder.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def hash_cut(cut: Any, sample_rate: int, known: dict[str, str]) -> str:
-    """Return the SHA-256 of what a cut's samples are made of: its recording's bytes and its place in it.
-
-    Hashing the stored bytes costs far less than decoding them; `known` remembers files that several cuts share.
-    """
-    place, channel = source_of_cut(cut)
-    if isinstance(place, bytes):
-        content = hashlib.sha256(place).hexdigest()
-    else:
-        path = str(place)
-        if path not in known:
-            with Path(path).open("rb") as file:
-                known[path] = hashlib.file_digest(file, "sha256").hexdigest()
-        content = known[path]
-    window = f"{cut.start:.6f} {cut.duration:.6f} {channel} {sample_rate} {content}"
-    return hashlib.sha256(window.encode()).hexdigest()
 
 
 def _content_keys(cuts: Sequence[Any], sample_rate: int) -> dict[str, str]:
@@ -255,59 +219,30 @@ def _encode(
     return arrays
 
 
-class _Cache:
-    """Shards of one encoder: `SHARD.json` lists keys and lengths, `SHARD.layerNN.npy` holds all rows of one layer."""
+def write_feature_files(store: FeatureStore, cuts: Iterable[Any], folder: Path) -> Path:
+    """Write `features/LAYER/NUMBER.npy` (S×D float16) for every cut and layer, and `features.jsonl`; return the index's path.
 
-    def __init__(self, folder: Path, layers: Sequence[int]) -> None:
-        self.folder = folder
-        self.layers = layers
-        self.places: dict[str, dict[int, tuple[str, int, int]]] = {}  # key → layer → (shard, first row, end)
-        self.maps: dict[tuple[str, int], Array] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        for index in sorted(folder.glob("*.json")):
-            self._add(index.stem, json.loads(index.read_text(encoding="utf-8")))
-
-    def __contains__(self, key: str) -> bool:
-        return all(layer in self.places.get(key, {}) for layer in self.layers)
-
-    def read(self, key: str, layer: int) -> Array:
-        shard, start, end = self.places[key][layer]
-        if (shard, layer) not in self.maps:
-            self.maps[shard, layer] = np.load(self._path(shard, layer), mmap_mode="r", allow_pickle=False)
-        return self.maps[shard, layer][start:end]
-
-    def write(self, cuts: Sequence[tuple[str, str]], arrays: Mapping[tuple[str, int], Array]) -> None:
-        lengths = [len(arrays[cut_id, self.layers[0]]) for cut_id, _ in cuts]
-        entry = {"layers": list(self.layers), "keys": [key for _, key in cuts], "lengths": lengths}
-        shard = hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:24]
-        for layer in self.layers:
-            rows = np.concatenate([arrays[cut_id, layer] for cut_id, _ in cuts])
-            with _writing(self._path(shard, layer)) as file:
-                np.save(file, rows)
-        # The index comes last: a shard without it does not exist for any reader.
-        with _writing(self.folder / f"{shard}.json") as file:
-            file.write(json.dumps(entry).encode())
-        self._add(shard, entry)
-
-    def _path(self, shard: str, layer: int) -> Path:
-        return self.folder / f"{shard}.layer{layer:02d}.npy"
-
-    def _add(self, shard: str, entry: Mapping[str, Any]) -> None:
-        start = 0
-        for key, length in zip(entry["keys"], entry["lengths"], strict=True):
-            for layer in entry["layers"]:
-                self.places.setdefault(key, {})[int(layer)] = (shard, start, start + length)
-            start += length
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` and rename it to `path` once it is whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    Files are numbered, as an id may hold what a file name must not; the index tells which cut each one is.
+    """
+    lines = []
+    for number, cut in enumerate(cuts):
+        for layer in store.layers:
+            name = f"features/{layer:02d}/{number:07d}.npy"
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values_SD = store[cut.id, layer]
+            with writing(path) as file:
+                np.save(file, values_SD)
+            entry = {
+                "id": cut.id,
+                "layer": layer,
+                "file": name,
+                "num_frames": len(values_SD),
+                "frame_rate_hz": store.frame_rate_hz,
+                "first_center_seconds": store.first_center_seconds,
+            }
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    index = folder / "features.jsonl"
+    with writing(index) as file:
+        file.write("".join(lines).encode())
+    return index

@@ -61,6 +61,7 @@ class LidResult:
     method: Method
     held_out: HeldOut
     layers: list[int]  # the layer chosen in each fold
+    num_layers_tried: int
     accuracy: float
     ids: list[str]
     languages: list[str]
@@ -249,6 +250,7 @@ def probe_language(
         method=method,
         held_out=held_out,
         layers=chosen,
+        num_layers_tried=len(layers),
         accuracy=float((predicted == labels_B[tested]).mean()),
         ids=[pooled.ids[i] for i in tested],
         languages=[pooled.languages[i] for i in tested],

@@ -16,7 +16,7 @@ from isogloss.data.audio import read_audio
 from isogloss.data.phonemes import can_phonemize, phonemize_words
 from isogloss.evaluation.aligner import AlignerSettings, train_aligner
 from isogloss.evaluation.features import Progress
-from isogloss.evaluation.labels import Inventory, alignment_items, is_silence
+from isogloss.evaluation.labels import Inventory, alignment_items, ipa_segments, is_silence
 from isogloss.evaluation.spectral import SAMPLE_RATE, log_mel, normalize
 
 WordsOf = Callable[[Any], Sequence[Sequence[str]]]  # a cut → its words → their phones; empty where it has none
@@ -167,6 +167,12 @@ def words_of_text(cut: Any) -> list[list[str]]:
         if language and can_phonemize(language):
             return phonemize_words(supervision.text, language)
     return []
+
+
+def words_of_ipa(cut: Any) -> list[list[str]]:
+    """Return the words of a cut whose text is IPA, as segments."""
+    text = next((s.text for s in cut.supervisions if s.text), "")
+    return [segments for word in text.split() if (segments := ipa_segments(word))]
 
 
 def _with_alignment(

@@ -1,0 +1,257 @@
+"""`isogloss probe phones|ctc|lid --from MODEL --data DIR`: measure frozen features beside log-mel, MFCC and chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from isogloss.evaluation.features import FeatureSource
+    from isogloss.evaluation.tables import ResultRecord
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure frozen features.")
+
+Model = Annotated[Path | None, typer.Option("--from", help="a model: isogloss or Hugging Face folder, fairseq .pt")]
+Data = Annotated[Path, typer.Option(help="a corpus in any accepted form")]
+Layers = Annotated[list[int] | None, typer.Option("--layer", help="as often as needed; all by default; -1 is the last")]
+Against = Annotated[str, typer.Option(help="comma-separated: mel, mfcc, untrained; empty for none")]
+Out = Annotated[Path | None, typer.Option(help="append the results to this JSON lines file")]
+Cache = Annotated[Path | None, typer.Option(help="folder that keeps features and silver labels for the next time")]
+Hours = Annotated[float, typer.Option(min=0.01, help="at most this many hours of training speech")]
+Seed = Annotated[int, typer.Option(help="of the sampling of frames and cuts, and of the untrained encoder")]
+Language = Annotated[str | None, typer.Option(help="only this language; also that of utterances which say none")]
+Split = Annotated[str, typer.Option(help="auto, given, speaker, source, recording: what is held out")]
+Labels = Annotated[str, typer.Option(help="auto, alignment, espeak (silver, from texts), ipa (silver, texts are IPA)")]
+
+
+@app.command()
+def phones(
+    data: Data,
+    model: Model = None,
+    layer: Layers = None,
+    against: Against = "mel,mfcc,untrained",
+    split: Split = "auto",
+    labels: Labels = "auto",
+    language: Language = None,
+    hours: Hours = 2.0,
+    seed: Seed = 0,
+    cache: Cache = None,
+    out: Out = None,
+) -> None:
+    """Frame-wise linear phone classification; layer and weight decay are chosen on a development split."""
+    from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records
+    from isogloss.evaluation.probes import SearchBudget, best_on_dev, probe_phones
+
+    splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
+    everything = [*splits.train, *splits.dev, *splits.test]
+    probed = []
+    for source in _sources(model, against, everything, layer, seed, cache):
+        with progress_bar(f"probing {source.name}") as progress:
+            results = probe_phones(source, splits, budget=SearchBudget(seed=seed), progress=progress)
+        best = best_on_dev(results)
+        records = phone_records(results, best, dataset=_name(data), synthetic_speech=synthetic, notes=told)
+        probed.append((best, records))
+    rows = [record for _, records in probed for record in records]
+    rows += [
+        difference_record(probed[0][1][0], records[0], (phone_counts(probed[0][0]), phone_counts(best)), best.speakers)
+        for best, records in probed[1:]
+        if model is not None
+    ]
+    _finish(rows, out, told)
+
+
+@app.command()
+def ctc(
+    data: Data,
+    model: Model = None,
+    layer: Annotated[int, typer.Option(help="one layer; -1 is the last")] = -1,
+    against: Against = "mel,mfcc,untrained",
+    split: Split = "auto",
+    labels: Labels = "auto",
+    language: Language = None,
+    hours: Hours = 1.0,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training part")] = 30,
+    seed: Seed = 0,
+    cache: Cache = None,
+    out: Out = None,
+) -> None:
+    """The CTC phone probe of modified CPC: phone error rate by one convolution (80 ms, every 40 ms), beam 20, no language model."""
+    from isogloss.evaluation.ctc_probe import CtcProbeSettings, probe_ctc
+    from isogloss.evaluation.probe_records import ctc_counts, ctc_records, difference_record
+
+    splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache, needs_times=False)
+    everything = [*splits.train, *splits.dev, *splits.test]
+    probed = []
+    for source in _sources(model, against, everything, [layer], seed, cache):
+        with progress_bar(f"training on {source.name}") as progress:
+            result = probe_ctc(source, splits, settings=CtcProbeSettings(epochs=epochs, seed=seed), progress=progress)
+        probed.append((result, ctc_records(result, dataset=_name(data), synthetic_speech=synthetic, notes=told)))
+    rows = [record for _, records in probed for record in records]
+    rows += [
+        difference_record(probed[0][1][0], records[0], (ctc_counts(probed[0][0]), ctc_counts(result)), result.speakers)
+        for result, records in probed[1:]
+        if model is not None
+    ]
+    _finish(rows, out, told)
+
+
+@app.command()
+def lid(
+    data: Data,
+    model: Model = None,
+    layer: Layers = None,
+    against: Against = "mel,mfcc,untrained",
+    split: Annotated[str, typer.Option(help="speaker, source, or both: what is held out")] = "both",
+    hours: Hours = 4.0,
+    seed: Seed = 0,
+    cache: Cache = None,
+    out: Out = None,
+) -> None:
+    """Language identification on pooled features, linear and nearest neighbours, speakers or whole sources held out."""
+    from isogloss.core.errors import ConfigError, DataError
+    from isogloss.data.inputs import open_corpus
+    from isogloss.evaluation.lid import language_of, pool, probe_language
+    from isogloss.evaluation.probe_records import difference_record, lid_counts, lid_records
+    from isogloss.evaluation.probe_splits import limit_seconds
+
+    if split not in ("speaker", "source", "both"):
+        raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
+    cuts = [cut for cut in open_corpus(data) if language_of(cut) is not None]
+    cuts = limit_seconds(cuts, hours * 3600, seed)
+    synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
+    pooled = []
+    for source in _sources(model, against, cuts, layer, seed, cache):
+        with progress_bar(f"pooling {source.name}"):
+            pooled.append(pool(source, cuts))
+    rows: list[ResultRecord] = []
+    notes = []
+    for held_out in ("speaker", "source") if split == "both" else (split,):
+        for method in ("linear", "knn"):
+            probed = []
+            try:
+                for vectors in pooled:
+                    result = probe_language(vectors, method=method, held_out=held_out)
+                    probed.append((result, lid_records(result, dataset=_name(data), synthetic_speech=synthetic)))
+            except DataError as error:
+                if split != "both":
+                    raise
+                notes.append(str(error))
+                break
+            rows += [record for _, records in probed for record in records]
+            rows += [
+                difference_record(
+                    probed[0][1][0], records[0], (lid_counts(probed[0][0]), lid_counts(result)), result.speakers
+                )
+                for result, records in probed[1:]
+                if model is not None
+            ]
+    if not rows:
+        raise DataError(notes[0])
+    _finish(rows, out, "; ".join(notes))
+
+
+def _phone_splits(
+    data: Path,
+    language: str | None,
+    labels: str,
+    split: str,
+    hours: float,
+    seed: int,
+    cache: Path | None,
+    *,
+    needs_times: bool = True,
+) -> tuple[Any, bool, str]:
+    from isogloss.core.errors import ConfigError
+    from isogloss.data.inputs import open_corpus
+    from isogloss.data.languages import normalize_language
+    from isogloss.evaluation.lid import language_of
+    from isogloss.evaluation.probe_corpus import with_phones
+    from isogloss.evaluation.probe_splits import split_for_probe
+
+    for option, value, known in (
+        ("--split", split, ("auto", "given", "speaker", "source", "recording")),
+        ("--labels", labels, ("auto", "alignment", "espeak", "ipa")),
+    ):
+        if value not in known:
+            raise ConfigError(f"`{option}` must be one of {', '.join(known)}, but is {value}")
+    cuts: list[Any] = list(open_corpus(data, language=language))
+    if language is not None:
+        tag = normalize_language(language).tag
+        cuts = [cut for cut in cuts if language_of(cut) == tag]
+    if labels == "ipa" and not needs_times:
+        cuts, origin = [cut for cut in cuts if any(s.text for s in cut.supervisions)], "phones are the IPA text's"
+    else:
+        with progress_bar("aligning texts with speech") as progress:
+            cuts, origin = with_phones(cuts, labels, cache_dir=cache, progress=progress)  # type: ignore[arg-type]
+    synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
+    splits, told = split_for_probe(cuts, split, max_seconds=hours * 3600, seed=seed)  # type: ignore[arg-type]
+    return splits, synthetic, f"{told}; {origin}"
+
+
+def _sources(
+    model: Path | None, against: str, cuts: Sequence[Any], layers: list[int] | None, seed: int, cache: Path | None
+) -> Iterator[FeatureSource]:
+    """Yield the model's features first, then what it is compared with."""
+    import torch
+
+    from isogloss.core.errors import ConfigError
+    from isogloss.evaluation.features import extract_features
+    from isogloss.evaluation.spectral import SpectralSource
+    from isogloss.evaluation.untrained import untrained_like
+
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    for name in names:
+        if name not in ("mel", "mfcc", "untrained"):
+            raise ConfigError(f"`--against` knows mel, mfcc and untrained, but not `{name}`")
+    if model is None and not set(names) - {"untrained"}:
+        raise ConfigError("there is nothing to measure: give a model with `--from`, or `--against mel,mfcc`")
+    encoder = None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if model is not None:
+        from isogloss.hub.load import load_encoder
+
+        encoder = load_encoder(model).to(device)
+        with progress_bar(f"encoding with {_name(model)}") as progress:
+            yield extract_features(encoder, cuts, layers=layers, cache_dir=cache, name=_name(model), progress=progress)
+    for name in names:
+        if name == "untrained" and encoder is not None:
+            other = untrained_like(encoder, seed).to(device)
+            with progress_bar("encoding with the untrained encoder") as progress:
+                yield extract_features(other, cuts, layers=layers, cache_dir=cache, name=name, progress=progress)
+        elif name != "untrained":
+            yield SpectralSource(name)  # type: ignore[arg-type]
+
+
+def _finish(rows: Sequence[ResultRecord], out: Path | None, told: str) -> None:
+    from rich.console import Console
+
+    from isogloss.evaluation.tables import to_rich, write_results
+
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(to_rich(rows))
+    if told:
+        console.print(told, highlight=False, markup=False)
+    if out is not None:
+        write_results(out, rows, append=True)
+        console.print(f"results: {out}", highlight=False, markup=False)
+
+
+def _name(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.parent.name if resolved.name in ("model", "cuts.jsonl.gz") else resolved.name
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[float, float], None]]:
+    """Show progress of a thing on standard error; it is drawn once there is something to tell."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
