@@ -38,6 +38,7 @@ def test_pretrain_trains_and_the_same_command_finds_it_done(tmp_path: Path, caps
 
     corpus = fakes.make_corpus(tmp_path / "corpus", 10)
     command = ["wav2vec2-small", "--data", str(corpus), "--out", str(tmp_path / "run"), *TINY]
+    command += ["--probe-data", str(corpus), "--probe-every", "2"]
     assert call(*command) == 0
     said = capsys.readouterr()
     assert "3 updates" in said.out
@@ -45,6 +46,8 @@ def test_pretrain_trains_and_the_same_command_finds_it_done(tmp_path: Path, caps
     assert len(fakes.read_log(tmp_path / "run")) == 3
     assert call(*command) == 0
     assert len(fakes.read_log(tmp_path / "run")) == 3
+    assert "probe/seconds" in fakes.read_log(tmp_path / "run", "probe")[0]["results"]
+    assert len((tmp_path / "run" / "energy.jsonl").read_text().splitlines()) == 2
     assert call(*command, "--resume", "never") == 2
     assert "holds a run already" in capsys.readouterr().err
 

@@ -229,19 +229,14 @@ def test_the_log_is_one_clean_curve_and_the_probe_leaves_no_trace(corpus: Path, 
         torch.rand(3)
         return {"accuracy": step / 10, "nothing": float("nan")}
 
-    class Meter:
-        def joules(self) -> float:
-            return 5.0
-
     fakes.run(fakes.make_job(corpus, updates=4), tmp_path / "plain")
-    fakes.run(fakes.make_job(corpus, updates=4, probe_every=2), tmp_path / "probed", probe=probe, meter=Meter())
+    fakes.run(fakes.make_job(corpus, updates=4, probe_every=2), tmp_path / "probed", probe=probe)
     assert asked == [2, 4]
     assert fakes.read_log(tmp_path / "probed", "probe")[0]["results"] == {
         "accuracy": 0.2,
         "nothing": None,
     }
     assert fakes.curve(tmp_path / "probed") == fakes.curve(tmp_path / "plain")
-    assert fakes.read_log(tmp_path / "probed")[0]["energy_joules"] == 5.0
     with (tmp_path / "plain" / "log.jsonl").open("a") as file:
         file.write('{"event": "update", "step": 9, "loss": 1}\n{"torn')
     fakes.run(fakes.make_job(corpus, updates=4), tmp_path / "plain")

@@ -14,7 +14,7 @@ import training_fakes as fakes
 from isogloss.training.checkpoint import Checkpoints, tensors_hash
 
 pytestmark = pytest.mark.timeout(240)
-WAVE: dict[str, Any] = {"encoder": "wave-tiny", "updates": 3}
+WAVE: dict[str, Any] = {"encoder": "wave-tiny", "updates": 3, "probe_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_one_process_two_ddp_ranks_and_two_fsdp2_ranks_agree_and_continue_each_o
     corpus: Path, tmp_path: Path
 ) -> None:
     one = tmp_path / "one"
-    fakes.run(fakes.make_job(corpus, **WAVE), one)
+    fakes.run(fakes.make_job(corpus, **WAVE), one, probe=fakes.spread_of_tone)
     expected = fakes.curve(one)
     for parallel in ("ddp", "fsdp2"):
         run_dir = tmp_path / parallel
@@ -34,6 +34,8 @@ def test_one_process_two_ddp_ranks_and_two_fsdp2_ranks_agree_and_continue_each_o
         assert [code for code, _ in ended] == [0, 0], ended
         for step, row in fakes.curve(run_dir).items():
             assert row == pytest.approx(expected[step], rel=2e-6), f"{parallel}, update {step}"
+        (probed,), (expected_probe,) = fakes.read_log(run_dir, "probe"), fakes.read_log(one, "probe")
+        assert probed["results"] == pytest.approx(expected_probe["results"], rel=1e-5)
         mine, theirs = fakes.weights(run_dir, 3), fakes.weights(one, 3)
         assert mine.keys() == theirs.keys()
         assert all(mine[name].shape == theirs[name].shape for name in mine)

@@ -238,6 +238,12 @@ def wait_for_step(run_dir: Path, step: int, ranks: list[Forked], timeout: float 
         time.sleep(0.01)
 
 
+def spread_of_tone(encoder: Encoder, step: int) -> dict[str, float]:
+    """Probe an encoder with a tone of half a second."""
+    tone_T = torch.sin(torch.arange(8000) / 20)
+    return {"spread": float(encoder([tone_T]).last.values_ND.std())}
+
+
 def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environment: dict[str, str], said: Path) -> None:
     """Train in this process; errors end as they do on the command line."""
     from isogloss.core.errors import IsoglossError
@@ -263,7 +269,8 @@ def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environmen
                 options["poison"] = lambda batch: bool(os.kill(os.getpid(), signal.SIGSTOP))
             if short_rank == dist.rank():
                 options["loader"] = list(itertools.islice(make_job(corpus).loader, 7))
-            run_job(make_job(corpus, **options), run_dir, device, stop)
+            probe = spread_of_tone if options.get("probe_every") else None
+            run_job(make_job(corpus, **options), run_dir, device, stop, probe=probe)
     except IsoglossError as error:
         sys.stderr.write(f"isogloss: {error}\n")
         sys.exit(error.exit_code)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from isogloss.encoders.base import Encoder
 
 app = typer.Typer(add_completion=False)
 
@@ -33,6 +38,11 @@ def pretrain(
     allow_data_change: Annotated[
         bool, typer.Option("--allow-data-change", help="resume although the corpus or the number of processes changed")
     ] = False,
+    probe_data: Annotated[
+        Path | None,
+        typer.Option(help="corpus to probe the encoder on while it trains: phones and languages, as labelled"),
+    ] = None,
+    probe_every: Annotated[int, typer.Option(help="updates between two probes", min=1)] = 1000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
 ) -> None:
     """Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
@@ -48,6 +58,8 @@ def pretrain(
     settings = list(overrides or [])
     if data is not None:
         settings.append(f"data.path={_quoted(data)}")
+    if probe_data is not None:
+        settings.append(f"training.probe_every={probe_every}")
     resolved = load_recipe(recipe, settings)
     is_main = launched_rank() == 0
     for warning in resolved.warnings():
@@ -56,12 +68,39 @@ def pretrain(
     if dry_run:
         typer.echo(to_toml(resolved.model_dump(mode="json")))
         return
-    result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change)
+    probe = None if probe_data is None else _probe(probe_data)
+    with _energy(out, is_main):
+        result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change, probe=probe)
     if is_main:
         typer.echo(
             f"{result.step} updates, {result.audio_seconds / 3600:.2f} hours of audio in {result.seconds / 60:.1f} minutes, "
             f"loss {result.loss:.4g}; model: {result.model_dir}"
         )
+
+
+def _probe(data: Path) -> Callable[[Encoder, int], dict[str, Any]]:
+    from isogloss.data.inputs import open_corpus
+    from isogloss.evaluation.quick import quick_probe
+
+    cuts = list(open_corpus(data))
+    return lambda encoder, step: quick_probe(encoder, cuts)
+
+
+@contextmanager
+def _energy(out: Path, is_main: bool) -> Iterator[None]:
+    """Add a record of the energy to `energy.jsonl`, however the run ends: one line for each time that it was started."""
+    import json
+
+    from isogloss.evaluation.energy import EnergyMeter
+
+    meter = EnergyMeter()
+    try:
+        with meter:
+            yield
+    finally:
+        if is_main and out.is_dir():
+            with (out / "energy.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(meter.record()) + "\n")
 
 
 def _quoted(path: Path) -> str:

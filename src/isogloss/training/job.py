@@ -80,7 +80,7 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         world_size=dist.world_size(),
         prepare=learner.encoder.prepare if learner.encoder.normalizes_waveform else None,
         num_frames=learner.encoder.num_frames,
-        grouping=learner.objective.grouping,
+        grouping=recipe.data.grouping(learner.objective.grouping),
         allow_data_change=allow_data_change,
     )
     return Job(

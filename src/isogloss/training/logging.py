@@ -20,7 +20,7 @@ class RunLog:
 
     update      `loss` (per target, mean since the last line), `lr`, `grad_norm` (of this update, before clipping), `metrics`
                 (means), `audio_seconds` (of the run so far), `audio_rate` (seconds of audio a second), `wait` (share of the
-                time spent waiting for data), `elapsed` (seconds of training), `energy_joules` where it is measured
+                time spent waiting for data), `elapsed` (seconds of training)
     probe       `results`
     skip        `reason`, `utterances`
     others      `message`: warning, resume, checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ from isogloss.training.checkpoint import Checkpoints, first_non_finite, gather_t
 from isogloss.training.job import Job, build_job
 from isogloss.training.logging import RunLog
 from isogloss.training.optim import build_optimizer, set_learning_rate
-from isogloss.training.parallel import explained_failures, full_tensor, on_main, parallelize, set_threads, without_sync
+from isogloss.training.parallel import (
+    explained_failures,
+    full_tensor,
+    on_main,
+    parallelize,
+    set_threads,
+    unsharded,
+    without_sync,
+)
 from isogloss.training.preempt import EXIT_CODES, PreemptedError, StopRequest, stop_on_signals
 from isogloss.training.recipe import Recipe
 from isogloss.training.rundir import Resume, prepare_run, run_lock, write_model
@@ -37,14 +45,6 @@ MAX_FAILED_SAVES = 3
 PROBE_ALLOWANCE = 10  # a probe may take so many times longer than an update before it counts as a stall
 
 Probe = Callable[[Encoder, int], dict[str, Any]]
-
-
-class EnergyMeter(Protocol):
-    """Tells how much energy the machine has used since it was started."""
-
-    def joules(self) -> float | None:
-        """Return the energy, None where it cannot be measured."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ def train(
     *,
     resume: Resume = "auto",
     allow_data_change: bool = False,
-    meter: EnergyMeter | None = None,
     probe: Probe | None = None,
 ) -> TrainResult:
     """Train what a recipe says, or continue it, and leave checkpoints, `log.jsonl` and `model/` in `run_dir`.
@@ -89,7 +88,6 @@ def train(
             stop,
             resume=resume,
             allow_data_change=allow_data_change,
-            meter=meter,
             probe=probe,
         )
 
@@ -102,12 +100,11 @@ def run_job(
     *,
     resume: Resume = "auto",
     allow_data_change: bool = False,
-    meter: EnergyMeter | None = None,
     probe: Probe | None = None,
 ) -> TrainResult:
     """Run a job from its newest good checkpoint, or from the start, to its end, and write the model."""
     with run_lock(run_dir):
-        loop = Loop(job, run_dir, device, stop, meter=meter, probe=probe)
+        loop = Loop(job, run_dir, device, stop, probe=probe)
         folder = on_main(lambda: prepare_run(job, run_dir, loop.log, resume, allow_data_change=allow_data_change))
         if folder is not None:
             loop.load(folder)
@@ -131,11 +128,10 @@ class Loop:
         device: torch.device,
         stop: StopRequest,
         *,
-        meter: EnergyMeter | None = None,
         probe: Probe | None = None,
     ) -> None:
         self.job, self.run_dir, self.device, self.stop = job, run_dir, device, stop
-        self.meter, self.probe = meter, probe
+        self.probe = probe
         if job.training.parallel == "ddp" or dist.world_size() == 1:
             job.learner.to(device)  # FSDP2 moves each shard itself: the whole need not fit
         self.learner = job.learner.train()
@@ -312,9 +308,6 @@ class Loop:
                 "wait": self.waited / elapsed,
                 "elapsed": self.seconds,
             }
-            joules = self.meter.joules() if self.meter is not None else None
-            if joules is not None:
-                fields["energy_joules"] = joules
             self.log.write("update", self.step, **fields)
             text = f"loss {self.loss:.4g}  {fields['audio_rate']:.3g} s audio/s  waiting {100 * fields['wait']:.0f} %"
             self.log.progress(self.step, text)
@@ -324,7 +317,7 @@ class Loop:
         """Measure the encoder; every rank does, since a sharded encoder needs all of them."""
         self.stall.beat(self.step, "probing", PROBE_ALLOWANCE * self.job.training.timeout_seconds)
         self.learner.eval()
-        with torch.no_grad():
+        with torch.no_grad(), unsharded(self.learner):
             results = probe(self.learner.encoder, self.step)
         self.learner.train()
         self.log.write("probe", self.step, results=results)

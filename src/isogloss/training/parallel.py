@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,6 +78,19 @@ def without_sync(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[No
     if isinstance(wrapped, DistributedDataParallel) and not is_last:
         return wrapped.no_sync()
     return nullcontext()
+
+
+@contextmanager
+def unsharded(learner: Learner) -> Iterator[None]:
+    """Let the encoder be called by itself, outside the learner's forward, which gathers what FSDP2 shards."""
+    if not isinstance(learner, FSDPModule):
+        yield
+        return
+    learner.unshard()
+    try:
+        yield
+    finally:
+        learner.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
