@@ -41,25 +41,55 @@ class Attached:
     strangers: list[str] = field(default_factory=list)
 
 
-def attach_ctm(
-    cuts: Iterable[MonoCut], path: PathLike, level: Literal["phone", "word"], *, kind: AlignmentKind = "silver"
-) -> Attached:
-    """Attach the lines `recording channel start duration label [confidence]` of a CTM file as `alignment[level]`.
+@dataclass(frozen=True)
+class Alignments:
+    """Tables {level: {recording: items in seconds of the recording}}, and who made them; `used` collects the names that were found."""
 
-    Times are in seconds of the recording, which is found by its id, the cut's id or its file's name; in the cut they count
-    from its start. `kind` says who made the alignment: people ("gold") or an aligner ("silver"). Raises `DataError`.
-    """
-    return _attach(list(cuts), {level: _read_ctm(Path(path))}, kind)
+    levels: Mapping[str, Mapping[str, Sequence[AlignmentItem]]]
+    kind: AlignmentKind = "silver"
+    used: set[str] = field(default_factory=set)
+
+    def attach(self, cut: MonoCut) -> MonoCut:
+        """Return the cut with what its recording has in any level; the same cut where it has nothing."""
+        found = {}
+        for level, table in self.levels.items():
+            name = next((name for name in _names(cut) if name in table), None)
+            if name is not None:
+                self.used.add(name)
+                if items := _within(table[name], cut):
+                    found[level] = items
+        return _with_alignment(cut, found, self.kind) if found else cut
+
+    def check_used(self, example: str) -> None:
+        """Raise a `DataError` where no cut had any of the names; `example` is the id of one."""
+        if not self.used:
+            known = next(iter(next(iter(self.levels.values()))), "none")
+            raise DataError(
+                f"no alignment belongs to any cut; the first alignment is of {known!r}, the first cut is {example!r}: "
+                "names must be those of the recordings"
+            )
+
+    def strangers(self) -> list[str]:
+        """Return the names that no cut had so far."""
+        return sorted({name for table in self.levels.values() for name in table} - self.used)
 
 
-def attach_textgrids(
-    cuts: Iterable[MonoCut],
-    folder: PathLike,
-    *,
-    tiers: Mapping[str, str] = TIERS,
-    kind: AlignmentKind = "silver",
-) -> Attached:
-    """Attach the TextGrids below a folder, each named like the recording; `tiers` maps tier names to "phone" and "word".
+def alignments_beside(folder: Path) -> Alignments | None:
+    """Return the `phones.ctm` and `words.ctm` of a corpus folder, if any; as nobody says who made them, they are silver."""
+    paths = {"phone": folder / "phones.ctm", "word": folder / "words.ctm"}
+    levels = {level: _read_ctm(path) for level, path in paths.items() if path.is_file()}
+    return Alignments(levels) if levels else None
+
+
+def ctm_alignments(path: PathLike, level: Literal["phone", "word"], kind: AlignmentKind = "silver") -> Alignments:
+    """Read the lines `recording channel start duration label [confidence]` of a CTM file (seconds of the recording)."""
+    return Alignments({level: _read_ctm(Path(path))}, kind)
+
+
+def textgrid_alignments(
+    folder: PathLike, tiers: Mapping[str, str] = TIERS, kind: AlignmentKind = "silver"
+) -> Alignments:
+    """Read the TextGrids below a folder, each named like its recording; `tiers` maps tier names to "phone" and "word".
 
     Intervals without a label are left out. A tier "speaker - phones" counts as "phones". Raises `DataError`.
     """
@@ -74,7 +104,24 @@ def attach_textgrids(
                 levels.setdefault(level, {})[path.stem] = items
     if not levels:
         raise DataError(f"{printable(folder)}: no tier is called {', '.join(tiers)}; say which is which with `tiers`")
-    return _attach(list(cuts), levels, kind)
+    return Alignments(levels, kind)
+
+
+def attach_ctm(
+    cuts: Iterable[MonoCut], path: PathLike, level: Literal["phone", "word"], *, kind: AlignmentKind = "silver"
+) -> Attached:
+    """Attach a CTM file as `alignment[level]`; recordings are found by their id, the cut's id or their file's name.
+
+    `kind` says who made the alignment: people ("gold") or an aligner ("silver"). Raises `DataError` where nothing matches.
+    """
+    return _attach(list(cuts), ctm_alignments(path, level, kind))
+
+
+def attach_textgrids(
+    cuts: Iterable[MonoCut], folder: PathLike, *, tiers: Mapping[str, str] = TIERS, kind: AlignmentKind = "silver"
+) -> Attached:
+    """Attach the TextGrids below a folder (`textgrid_alignments`). Raises `DataError` where nothing matches."""
+    return _attach(list(cuts), textgrid_alignments(folder, tiers, kind))
 
 
 def read_textgrid(path: PathLike) -> dict[str, list[AlignmentItem]]:
@@ -104,31 +151,11 @@ def read_textgrid(path: PathLike) -> dict[str, list[AlignmentItem]]:
     return tiers
 
 
-def _attach(
-    cuts: list[MonoCut], levels: Mapping[str, Mapping[str, Sequence[AlignmentItem]]], kind: AlignmentKind
-) -> Attached:
-    used: set[str] = set()
-    count = 0
-    result = []
-    for cut in cuts:
-        names = _names(cut)
-        found = {}
-        for level, table in levels.items():
-            name = next((name for name in names if name in table), None)
-            if name is not None:
-                used.add(name)
-                found[level] = _within(table[name], cut)
-        found = {level: items for level, items in found.items() if items}
-        count += bool(found)
-        result.append(_with_alignment(cut, found, kind) if found else cut)
-    if not count:
-        known = next(iter(next(iter(levels.values()))), "none")
-        raise DataError(
-            f"no alignment belongs to any of the {len(cuts)} cuts; the first is of {known!r}, the first cut is "
-            f"{cuts[0].id if cuts else 'none'!r}: names must be those of the recordings"
-        )
-    strangers = sorted({name for table in levels.values() for name in table} - used)
-    return Attached(result, count, strangers)
+def _attach(cuts: list[MonoCut], alignments: Alignments) -> Attached:
+    result = [alignments.attach(cut) for cut in cuts]
+    alignments.check_used(cuts[0].id if cuts else "none")
+    count = sum(new is not old for new, old in zip(result, cuts, strict=True))
+    return Attached(result, count, alignments.strangers())
 
 
 def _names(cut: MonoCut) -> list[str]:

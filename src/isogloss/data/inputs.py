@@ -2,7 +2,8 @@
 
 The form is found by looking: a prepared isogloss corpus, a Lhotse Shar folder or cuts file, a Kaldi directory, a folder
 with `metadata.csv` or `.jsonl`, a fairseq `.tsv`, a NeMo manifest, a table with a header, or a bare folder of audio with a
-subfolder per language. Files that cannot be read become `Rejected` in `iterate_corpus`, and an error in `open_corpus`.
+subfolder per language. `phones.ctm` and `words.ctm` beside any but the first two are attached. Files that cannot be read
+become `Rejected` in `iterate_corpus`, and an error in `open_corpus`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from isogloss.data._tables import (
     rows_of_table,
 )
 from isogloss.data._write import write_corpus, write_fairseq
+from isogloss.data.alignments import alignments_beside
 from isogloss.data.cut_lines import parse_line, to_cut
 from isogloss.data.languages import normalize_language
 from isogloss.data.tar_members import is_shar, iterate_shards, read_member, shard_files
@@ -76,7 +78,9 @@ def iterate_corpus(path: PathLike, *, language: str | None = None) -> Iterator[M
         yield from _lhotse_cuts(_cuts_file(path), tag)
     else:
         source = path if path.is_dir() else path.parent
-        yield from cuts_of_rows(name_rows(_rows(path, form)), source=source.resolve().name or "corpus", language=tag)
+        alignments = alignments_beside(source)
+        for item in cuts_of_rows(name_rows(_rows(path, form)), source=source.resolve().name or "corpus", language=tag):
+            yield item if alignments is None or isinstance(item, Rejected) else alignments.attach(item)
 
 
 def form_of(path: PathLike) -> str:

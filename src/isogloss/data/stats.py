@@ -123,18 +123,11 @@ class CorpusStats:
         from rich.table import Table
 
         table = Table(title=title or None, show_footer=True)
-        total = _stacked(self.total)
-        # licence and speech type only where any row tells one
-        told = [
-            name for name in total if name not in ("licence", "speech") or any(_stacked(row)[name] for row in self.rows)
-        ]
-        for name in told:
-            table.add_column(
-                name, footer=escape(total[name]), justify="left" if name in _LEFT else "right", overflow="fold"
-            )
+        footer = _stacked(self.total)
+        for name, cell in footer.items():
+            table.add_column(name, footer=escape(cell), justify="left" if name in _LEFT else "right", overflow="fold")
         for row in self.rows:
-            cells = _stacked(row)
-            table.add_row(*(escape(cells[name]) for name in told))
+            table.add_row(*(escape(cell) for cell in _stacked(row).values()))
         if any(sum(row.utterances[gender] for gender in GENDERS[:2]) for row in self.rows):
             table.caption = "second lines: male / female / unknown"
         return table
@@ -175,7 +168,7 @@ def corpus_stats(cuts: Iterable[MonoCut]) -> CorpusStats:
 
 def add_up(rows: Sequence[CorpusRow], *, num_speakers: int | None = None) -> CorpusRow:
     """Return the total of rows."""
-    total = CorpusRow("total", f"{len({row.language for row in rows})} languages", num_speakers=num_speakers)
+    total = CorpusRow("total", _plural(len({row.language for row in rows}), "language"), num_speakers=num_speakers)
     for row in rows:
         for gender in GENDERS:
             total.utterances[gender] += row.utterances[gender]
@@ -222,6 +215,10 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600:,}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _cells(row: CorpusRow) -> list[str]:
     counts = [f"{row.utterances[gender]:,}" if row.utterances[gender] else "-" for gender in GENDERS]
     times = [format_duration(row.seconds[gender]) if row.utterances[gender] else "-" for gender in GENDERS]
@@ -247,5 +244,5 @@ def _stacked(row: CorpusRow) -> dict[str, str]:
     if row.utterances["male"] or row.utterances["female"]:
         cells["utterances"] += f"\n{cells['M']} / {cells['F']} / {cells['U']}"
         cells["duration"] += f"\n{cells['M time']} / {cells['F time']} / {cells['U time']}"
-    cells["licence"] = row.license
-    return {name: cell for name, cell in cells.items() if name not in ("M", "F", "U", "M time", "F time", "U time")}
+    cells["source"] = "\n".join(filter(None, (cells["source"], row.license, row.speech_type)))
+    return {name: cells[name] for name in ("source", "language", "utterances", "duration", "speakers", "mean")}
