@@ -173,6 +173,7 @@ def test_jackknife_of_a_mean_is_the_standard_error() -> None:
 def test_format_has_two_digits_of_the_width() -> None:
     assert Estimate(0.1234, 0.1101, 0.1371, 0.01, "", 9).format(scale=100) == "12.3 [11.0, 13.7]"
     assert Estimate(0.1234, 0.1231, 0.1237, 0.01, "", 9).format(scale=100) == "12.340 [12.310, 12.370]"
+    assert Estimate(0.028, 0.0, 0.196, 0.1, "", 9).format(scale=100) == "2.8 [0.0, 19.6]"
     assert Estimate(41.0, 20.0, 60.0, 9.0, "", 9).format() == "41 [20, 60]"
 
 

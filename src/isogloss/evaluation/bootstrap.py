@@ -47,10 +47,11 @@ class Estimate:
         return self.format()
 
     def format(self, *, scale: float = 1.0, digits: int | None = None) -> str:
-        """Return "12.3 [11.0, 13.7]"; `scale=100` for percent. Digits follow the interval's width unless given."""
+        """Return "12.3 [11.0, 13.7]"; `scale=100` for percent. Digits follow the interval's width unless given (percent: at least one)."""
         value, low, high = (scale * x for x in (self.value, self.low, self.high))
         if digits is None:
-            digits = _digits(low, high, unknown=1 if scale >= 10 else 3)
+            digits = _digits(low, high) if high > low else 1 if scale >= 10 else 3
+            digits = max(digits, 1) if scale >= 10 else digits
         if math.isnan(low):
             return f"{value:.{digits}f} [no interval]"
         return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -60,12 +61,9 @@ class Estimate:
         return self.low > reference or self.high < reference
 
 
-def _digits(low: float, high: float, unknown: int) -> int:
+def _digits(low: float, high: float) -> int:
     """Two significant digits of the interval's width: more would be noise, fewer would hide it."""
-    width = high - low
-    if not math.isfinite(width) or width <= 0:
-        return unknown
-    return min(max(1 - math.floor(math.log10(width)), 0), 6)
+    return min(max(1 - math.floor(math.log10(high - low)), 0), 6)
 
 
 def bootstrap(
