@@ -30,7 +30,8 @@ class DataConfig(SamplingConfig):
     unusable during the run before it stops. `translation` is the language whose translations the batches carry.
     `whole_seconds`: longer utterances are normalised over a window of that length. `timeout_seconds` is how long a bin may
     take to arrive before the run stops; `prefetch` is how many bins each worker prepares ahead. With `spawn` the workers
-    start afresh instead of as copies of this process.
+    start afresh instead of as copies of this process. `group_by` says what the utterances of a micro-batch have in common:
+    "auto" leaves it to the objective; state it where several objectives are to see the same data in the same order.
     """
 
     path: str
@@ -41,6 +42,13 @@ class DataConfig(SamplingConfig):
     max_rejected: float = Field(0.01, ge=0, le=1)
     whole_seconds: float = Field(60.0, gt=0)
     translation: str | None = None
+    group_by: Literal["auto", "none", "speaker", "language"] = "auto"
+
+    def grouping(self, wanted: Grouping | None) -> Grouping | None:
+        """Return the grouping to use where the objective wants this one."""
+        if self.group_by == "auto":
+            return wanted
+        return None if self.group_by == "none" else self.group_by
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 
 from isogloss.core.errors import DataError
+from isogloss.core.rng import derive_seed
 from isogloss.evaluation.features import FeatureSource
 from isogloss.evaluation.linear import fit_path
 from isogloss.evaluation.probes import speaker_of
 
 Array = npt.NDArray[Any]
 Method = Literal["linear", "knn"]
-HeldOut = Literal["speaker", "source"]
+HeldOut = Literal["utterance", "speaker", "source"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,13 @@ def speaker_folds(languages: Sequence[str], speakers: Sequence[str], num_folds: 
     return folds
 
 
+def utterance_folds(ids: Sequence[str], num_folds: int) -> list[tuple[Array, Array]]:
+    """Return (train, test) indices of folds at random: voices and channels are known, so this is an upper bound, not a test."""
+    fold_B = np.array([derive_seed("fold", name) % num_folds for name in ids])
+    folds = ((np.flatnonzero(fold_B != fold), np.flatnonzero(fold_B == fold)) for fold in range(num_folds))
+    return [(train, test) for train, test in folds if len(train) and len(test)]
+
+
 def source_folds(
     languages: Sequence[str], sources: Sequence[str], seconds_B: Array, min_seconds: float
 ) -> list[tuple[Array, Array]]:
@@ -266,7 +274,9 @@ def probe_language(
 
 def _folds(index: Array, pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
     languages = [pooled.languages[i] for i in index]
-    if held_out == "speaker":
+    if held_out == "utterance":
+        folds = utterance_folds([pooled.ids[i] for i in index], settings.num_folds)
+    elif held_out == "speaker":
         folds = speaker_folds(languages, [pooled.speakers[i] for i in index], settings.num_folds)
     else:
         sources = [pooled.sources[i] for i in index]

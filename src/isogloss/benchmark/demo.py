@@ -1,0 +1,329 @@
+"""The whole chain in minutes: speech, audit, labels, two objectives from one seed, measures, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from isogloss.benchmark.measure import Measured, System, TestBed, measure
+from isogloss.benchmark.testbed import Division, PhoneCuts, divide, language_cuts, phone_cuts, probe_splits, sample
+from isogloss.core.errors import DataError
+from isogloss.core.rng import derive_seed
+from isogloss.data.audit import AuditReport, audit
+from isogloss.data.corpora import debian, synthetic
+from isogloss.data.inputs import open_corpus, write_corpus
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.presets import build_encoder
+from isogloss.evaluation.aligner import AlignerSettings
+from isogloss.evaluation.energy import EnergyMeter
+from isogloss.evaluation.features import FeatureSource, extract_features
+from isogloss.evaluation.lid import LidSettings, language_of
+from isogloss.evaluation.probes import SearchBudget, speaker_of
+from isogloss.evaluation.silver import align_silver, words_of_text
+from isogloss.evaluation.spectral import SpectralSource
+from isogloss.evaluation.tables import write_results
+from isogloss.hub.load import load_encoder
+from isogloss.training.loop import TrainResult, train
+from isogloss.training.recipe import Recipe, load_recipe
+
+Speech = Literal["auto", "real", "synthetic"]
+OBJECTIVES = {"modified CPC": "demo/modified-cpc", "wav2vec 2.0": "demo/wav2vec2"}
+SYNTHETIC_LANGUAGES = ("fr", "es", "it", "ru", "sw", "tr")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. Seconds are of audio; `overrides` go to both recipes."""
+
+    overrides: tuple[str, ...] = ()
+    only_for: dict[str, tuple[str, ...]] | None = None
+    phone_seconds: float = 1200.0
+    abx_seconds: float = 500.0
+    seconds_per_voice: float = 150.0
+    synthetic_utterances: int = 60
+    synthetic_voices: int = 4
+    aligner: AlignerSettings = field(default_factory=lambda: AlignerSettings(max_epochs=20))
+    budget: SearchBudget = field(default_factory=SearchBudget)
+    lid: LidSettings = field(default_factory=LidSettings)
+    languages: tuple[str, ...] = SYNTHETIC_LANGUAGES
+    workers: int = 2
+
+
+SIZES = {
+    # For tests: seconds, and figures that mean nothing.
+    "tiny": Size(
+        overrides=(
+            "training.updates=4",
+            "data.seconds_per_update=8",
+            "data.micro_batch_seconds=8",
+            "data.num_workers=0",
+        ),
+        only_for={"modified CPC": ("encoder.preset=cpc-tiny",), "wav2vec 2.0": ("encoder.preset=wave-tiny",)},
+        phone_seconds=30.0,
+        abx_seconds=20.0,
+        seconds_per_voice=8.0,
+        synthetic_utterances=8,
+        synthetic_voices=2,
+        budget=SearchBudget(weight_decays=(1e-2,), max_iterations=10, max_train_frames=2000),
+        lid=LidSettings(min_source_seconds=1.0),
+        languages=("fr", "sw"),
+        workers=1,
+    ),
+    "small": Size(),
+    "large": Size(
+        overrides=("training.updates=20000",), phone_seconds=2400.0, abx_seconds=1200.0, seconds_per_voice=400.0
+    ),
+}
+
+
+@dataclass
+class Demo:
+    """Everything that the report tells."""
+
+    out: Path
+    size: str
+    seed: int
+    synthetic: bool
+    why_synthetic: str
+    speech: str  # one sentence: what it is and where it comes from
+    audit: AuditReport
+    division: Division
+    recipes: dict[str, Recipe]
+    runs: dict[str, TrainResult]
+    energy: dict[str, dict[str, Any]]
+    measured: Measured
+    labels: str  # how the phone labels came about
+    seconds: dict[str, float]  # stage → wall time
+
+
+class Stages:
+    """Tells where the demo is, and how long each stage took."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+        self._total = total
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[str, float, float], None]]:
+        """Announce a stage and yield `progress(what, done, total)`."""
+        number = len(self.seconds) + 1
+        self.console.print(f"[bold]{number}/{self._total}[/bold] {name}")
+        begin = time.perf_counter()
+        columns = (TextColumn("    {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def progress(what: str, done: float, total: float) -> None:
+                if what not in tasks:
+                    for task in tasks.values():
+                        bar.update(task, visible=False)
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done, total=total)
+
+            yield progress
+        self.seconds[name] = time.perf_counter() - begin
+
+    def say(self, text: str) -> None:
+        """Print one line under the stage."""
+        self.console.print(f"    {text}", highlight=False)
+
+
+def run_demo(
+    out: Path, *, size: str = "small", speech: Speech = "auto", seed: int = 1, console: Console | None = None
+) -> Demo:
+    """Run the chain in `out` and return what was seen; finished parts of an earlier run are taken up, not done again.
+
+    `speech` "auto" takes Debian's recordings where apt can get them and synthesised speech elsewhere; "real" fails instead.
+    Raises `IsoglossError` subclasses.
+    """
+    sizes = SIZES[size]
+    stages = Stages(console or Console(stderr=True), 6)
+    out.mkdir(parents=True, exist_ok=True)
+
+    with stages.stage("speech") as progress:
+        folder, synthetic_why = _obtain(out, sizes, speech, seed, stages, progress)
+        cuts = list(open_corpus(folder))
+    is_synthetic = all((cut.custom or {}).get("synthetic") for cut in cuts)
+
+    with stages.stage("audit") as progress:
+        report = audit(cuts, progress=lambda done, total: progress("recordings", done, total or len(cuts)))
+        cuts = list(report.cuts)
+        stages.say(f"{len(cuts)} of {report.num_input} recordings are good")
+
+    with stages.stage("phone labels") as progress:
+        division = divide(cuts)
+        corpus = write_corpus(division.train, out / "train")
+        stages.say(
+            f"{_minutes(division.train)} to train on; held out: {_minutes(division.test)} of {len(division.speakers)} voices"
+        )
+        phones, labels = _label(phone_cuts(division, sizes.phone_seconds, seed), is_synthetic, sizes, progress)
+        stages.say(labels)
+
+    with stages.stage("pretrain"):
+        recipes = {name: _recipe(recipe, corpus, sizes, name, seed) for name, recipe in OBJECTIVES.items()}
+        runs, energy = {}, {}
+    for name, recipe in recipes.items():
+        stages.say(f"{name}: {recipe.training.updates} updates of {recipe.data.seconds_per_update:g} s")
+        with EnergyMeter() as meter:
+            runs[name] = train(recipe, out / "runs" / _slug(name))
+        energy[name] = meter.record()
+        stages.seconds["pretrain"] += energy[name]["wall_seconds"]
+
+    with stages.stage("measure") as progress:
+        held_out = sample(phones.test, sizes.abx_seconds, seed)
+        bed = TestBed(
+            dataset="synthesised speech" if is_synthetic else "Debian recordings",
+            phones=probe_splits(phones, seed),
+            abx_within=held_out,
+            abx_across=[*held_out, *sample(phones.train, sizes.abx_seconds, seed)],
+            languages=language_cuts(division, sizes.seconds_per_voice, seed),
+            held_out=division.held_out,
+            held_out_speakers=division.speakers,
+            synthetic_speech=is_synthetic,
+            seeds=(seed,),
+        )
+        systems = _systems(recipes, runs, energy, bed, out / "features", progress)
+        measured = measure(systems, bed, budget=sizes.budget, lid=sizes.lid, tell=lambda text: progress(text, 0, 1))
+        write_results(out / "results.jsonl", [*measured.records, *measured.differences])
+
+    return Demo(
+        out=out,
+        size=size,
+        seed=seed,
+        synthetic=is_synthetic,
+        why_synthetic=synthetic_why,
+        speech=_describe(division, is_synthetic),
+        audit=report,
+        division=division,
+        recipes=recipes,
+        runs=runs,
+        energy=energy,
+        measured=measured,
+        labels=labels,
+        seconds=stages.seconds,
+    )
+
+
+def _obtain(
+    out: Path, sizes: Size, speech: Speech, seed: int, stages: Stages, progress: Callable[[str, float, float], None]
+) -> tuple[Path, str]:
+    """Return the folder of the corpus, and why it is synthetic (empty where it is not)."""
+    why = "asked for with `--speech synthetic`"
+    if speech != "synthetic":
+        folder = out / "debian"
+        if (folder / "report.json").exists():
+            stages.say("taken from an earlier run")
+            return folder, ""
+        try:
+            plan = debian.demo_selection()
+            stages.say(plan.describe())
+            debian.prepare(
+                folder,
+                languages=plan.languages,
+                packages=[source.package for source in plan.sources],
+                progress=progress,
+            )
+        except DataError as error:
+            if speech == "real":
+                raise
+            why = str(error)
+            stages.say(f"no real recordings here ({why}); speech is synthesised instead")
+        else:
+            return folder, ""
+    folder = out / "synthetic"
+    if not (folder / "report.json").exists():
+        synthetic.synthesize(
+            folder,
+            languages=list(sizes.languages),
+            voices=sizes.synthetic_voices,
+            utterances_per_voice=sizes.synthetic_utterances,
+            seed=seed,
+            channels=("clean", "telephone"),
+            workers=sizes.workers,
+            progress=progress,
+        )
+    return folder, why
+
+
+def _label(
+    cuts: PhoneCuts, is_synthetic: bool, sizes: Size, progress: Callable[[str, float, float], None]
+) -> tuple[PhoneCuts, str]:
+    """Return the cuts with phone times, and where the times come from."""
+    if is_synthetic:
+        return cuts, "phone times are those of the synthesiser (exact)"
+    aligned, report = align_silver(
+        [*cuts.train, *cuts.test],
+        words_of_text,
+        settings=sizes.aligner,
+        progress=lambda done, total: progress("forced aligner", done, total),
+    )
+    by_id = {cut.id: cut for cut in aligned}
+    labelled = PhoneCuts(*([by_id[c.id] for c in part if c.id in by_id] for part in (cuts.train, cuts.test)))
+    return labelled, (
+        f"silver phone labels: espeak-ng's phones of the transcripts, timed by a CTC aligner trained on these {report.num_aligned} "
+        f"recordings; {len(report.unfit)} whose text does not fit were left out"
+    )
+
+
+def _recipe(name: str, corpus: Path, sizes: Size, objective: str, seed: int) -> Recipe:
+    overrides = [*sizes.overrides, *(sizes.only_for or {}).get(objective, ())]
+    return load_recipe(name, [*overrides, f"data.path={json.dumps(str(corpus))}", f"training.seed={seed}"])
+
+
+def _systems(
+    recipes: dict[str, Recipe],
+    runs: dict[str, TrainResult],
+    energy: dict[str, dict[str, Any]],
+    bed: TestBed,
+    cache: Path,
+    progress: Callable[[str, float, float], None],
+) -> list[System]:
+    """Return log-mel, MFCC, and each encoder before and after training."""
+    systems = [System(SpectralSource("mel"), "baseline"), System(SpectralSource("mfcc"), "baseline")]
+    needed = {
+        cut.id: cut
+        for part in (bed.phones.train, bed.phones.dev, bed.phones.test, bed.abx_across, bed.languages)
+        for cut in part
+    }
+
+    def features(encoder: Encoder, name: str) -> FeatureSource:
+        return extract_features(
+            encoder.eval(),
+            list(needed.values()),
+            cache_dir=cache,
+            name=name,
+            progress=lambda done, total: progress(f"features: {name}", done, total),
+        )
+
+    for name, recipe in recipes.items():
+        torch.manual_seed(derive_seed(recipe.training.seed, "weights"))  # the very weights that training began with
+        untrained = features(build_encoder(recipe.encoder), f"{name}, untrained")
+        trained = features(load_encoder(runs[name].model_dir), name)
+        systems.append(System(untrained, "untrained"))
+        systems.append(System(trained, "trained", (untrained.name, "mel"), energy[name]))
+    return systems
+
+
+def _describe(division: Division, is_synthetic: bool) -> str:
+    cuts = [*division.train, *division.test]
+    languages, voices = {language_of(cut) for cut in cuts}, {speaker_of(cut) for cut in cuts}
+    kind = "synthesised utterances" if is_synthetic else "human recordings from Debian's archive"
+    return f"{_minutes(cuts)} of {kind}: {len(languages)} languages, {len(voices)} voices."
+
+
+def _minutes(cuts: Sequence[Any]) -> str:
+    return f"{sum(cut.duration for cut in cuts) / 60:.0f} minutes"
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-").replace(".", "")

@@ -1,0 +1,63 @@
+"""`isogloss demo`: the whole chain in minutes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+class SpeechChoice(StrEnum):
+    """Which recordings to use."""
+
+    auto = "auto"
+    real = "real"
+    synthetic = "synthetic"
+
+
+class SizeChoice(StrEnum):
+    """How much of everything."""
+
+    tiny = "tiny"
+    small = "small"
+    large = "large"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the recordings, runs, results.jsonl and report.html")] = Path(
+        "demo"
+    ),
+    speech: Annotated[
+        SpeechChoice, typer.Option(help="auto: Debian's recordings where apt can get them, else synthesised speech")
+    ] = SpeechChoice.auto,
+    size: Annotated[SizeChoice, typer.Option(help="tiny: for tests; small: minutes; large: hours")] = SizeChoice.small,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 1,
+) -> None:
+    """Obtain speech, audit it, pretrain by two objectives, measure both beside log-mel and their untrained selves, report.
+
+    An interrupted demo goes on where it stopped. It downloads at most about 250 MB, and says so before.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from isogloss.benchmark.demo import run_demo
+    from isogloss.benchmark.demo_report import findings, result_table, write_report
+
+    console = Console()
+    result = run_demo(out, size=size.value, speech=speech.value, seed=seed, console=console)
+    path = write_report(result)
+    header, rows = result_table(result)
+    table = Table(title="synthesised speech" if result.synthetic else "real recordings, voices held out")
+    for index, head in enumerate(header):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] in result.runs else None)
+    console.print(table)
+    for text, is_clear in findings(result):
+        console.print(f"  {'✓' if is_clear else '·'} {text}", highlight=False)
+    console.print(f"\nreport: {path}\nfigures: {out / 'results.jsonl'}", highlight=False)
