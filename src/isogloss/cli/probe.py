@@ -25,7 +25,9 @@ Hours = Annotated[float, typer.Option(min=0.01, help="at most this many hours of
 Seed = Annotated[int, typer.Option(help="of the sampling of frames and cuts, and of the untrained encoder")]
 Language = Annotated[str | None, typer.Option(help="only this language; also that of utterances which say none")]
 Split = Annotated[str, typer.Option(help="auto, given, speaker, source, recording: what is held out")]
-Labels = Annotated[str, typer.Option(help="auto, alignment, espeak (silver, from texts), ipa (silver, texts are IPA)")]
+Labels = Annotated[
+    str, typer.Option(help="auto; alignment; silver times for: realign (its phones), espeak, ipa (texts)")
+]
 
 
 @app.command()
@@ -174,7 +176,7 @@ def _phone_splits(
 
     for option, value, known in (
         ("--split", split, ("auto", "given", "speaker", "source", "recording")),
-        ("--labels", labels, ("auto", "alignment", "espeak", "ipa")),
+        ("--labels", labels, ("auto", "alignment", "realign", "espeak", "ipa")),
     ):
         if value not in known:
             raise ConfigError(f"`{option}` must be one of {', '.join(known)}, but is {value}")
@@ -247,11 +249,12 @@ def _name(path: Path) -> str:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Show progress of a thing on standard error; it is drawn once there is something to tell."""
+    """Show progress on standard error where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,9 +14,9 @@ from isogloss.data.inputs import open_corpus, write_corpus
 from isogloss.evaluation.aligner import AlignerSettings
 from isogloss.evaluation.features import Progress
 from isogloss.evaluation.labels import alignment_items
-from isogloss.evaluation.silver import align_silver, words_of_ipa, words_of_text
+from isogloss.evaluation.silver import align_silver, words_of_alignment, words_of_ipa, words_of_text
 
-PhoneLabels = Literal["auto", "alignment", "espeak", "ipa"]
+PhoneLabels = Literal["auto", "alignment", "realign", "espeak", "ipa"]
 
 
 def with_phones(
@@ -29,8 +29,9 @@ def with_phones(
 ) -> tuple[list[Any], str]:
     """Return the cuts that have phone times, and a sentence that says where these are from.
 
-    "alignment" takes the cuts' own; "espeak" takes phones from the text by espeak-ng, "ipa" from a text that is IPA, and
-    times from an aligner trained on these very cuts (silver); "auto" is alignment where a cut has one, else espeak. With
+    "alignment" takes the cuts' own. "realign" takes the phones of that alignment and not its times, "espeak" phones from the
+    text by espeak-ng, "ipa" from a text that is IPA; their times come from an aligner trained on these very cuts (silver).
+    "auto" is alignment where a cut has one, else espeak. With
     `cache_dir` the silver cuts are kept, keyed by what they were made of.
     """
     aligned = [cut for cut in cuts if alignment_items(cut)]
@@ -42,12 +43,14 @@ def with_phones(
             )
         return aligned, f"phones of {len(aligned)} of {len(cuts)} utterances from the corpus's alignment"
     settings = settings or AlignerSettings()
-    words_of = words_of_ipa if labels == "ipa" else words_of_text
+    words_of, origin = {
+        "realign": (words_of_alignment, "the corpus's alignment"),
+        "ipa": (words_of_ipa, "the IPA text"),
+    }.get(labels, (words_of_text, "espeak-ng"))
     words = {cut.id: words_of(cut) for cut in cuts}
-    made_of = [labels == "ipa", asdict(settings), [[c.id, c.duration, words[c.id]] for c in cuts]]
+    made_of = [asdict(settings), [[c.id, c.duration, words[c.id]] for c in cuts]]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
     folder = cache_dir / "silver" / key if cache_dir is not None else None
-    origin = "the IPA text" if labels == "ipa" else "espeak-ng"
     if folder is not None and (folder / "cuts.jsonl.gz").is_file():
         silver = list(open_corpus(folder))
         return (
