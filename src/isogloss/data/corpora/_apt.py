@@ -62,25 +62,23 @@ class Apt:
             raise DataError(_why_not(self._has_updated))
         return found
 
-    def fetch(self, package: Package, progress: Callable[[int], None] | None = None) -> Path:
-        """Return the path of a package in the cache, downloading it first if it is not there; `progress` is told bytes."""
-        path = self.cache / package.file_name
-        if package.is_cached:
-            return path
-        fetched = self._download(package, progress)
-        if fetched is None and self._update():
-            # The lists were older than the archive: the package has a newer version by now.
-            newer = self._ask([package.name]).get(package.name)
-            if newer is not None:
-                package = newer
-                path = self.cache / package.file_name
-                fetched = path if package.is_cached else self._download(package, progress)
-        if fetched is None:
+    def fetch(self, packages: list[Package], progress: Callable[[int], None] | None = None) -> dict[str, Path]:
+        """Return {name: path in the cache}, downloading what is not there yet; `progress` is told the bytes so far."""
+        self._download([package for package in packages if not package.is_cached], progress)
+        missing = [package for package in packages if not (self.cache / package.file_name).is_file()]
+        if missing and self._update():
+            # The lists were older than the archive: some packages have a newer version by now.
+            newer = self._ask([package.name for package in missing])
+            self._download([package for package in newer.values() if not package.is_cached], progress)
+            packages = [newer.get(package.name, package) if package in missing else package for package in packages]
+        paths = {package.name: self.cache / package.file_name for package in packages}
+        absent = [name for name, path in paths.items() if not path.is_file()]
+        if absent:
             raise DataError(
-                f"`{package.name}` cannot be downloaded; usually because the archive cannot be reached; "
+                f"`{absent[0]}` cannot be downloaded; usually because the archive cannot be reached; "
                 "try again, or use `isogloss corpus synthesize`"
             )
-        return path
+        return paths
 
     def _ask(self, names: list[str]) -> dict[str, Package]:
         if shutil.which("apt-cache") is None or shutil.which("apt-get") is None:
@@ -129,36 +127,44 @@ class Apt:
         _run(["apt-get", *self._private, *_COMMON, "update"], _UPDATE_SECONDS)
         return True
 
-    def _download(self, package: Package, progress: Callable[[int], None] | None) -> Path | None:
+    def _download(self, packages: list[Package], progress: Callable[[int], None] | None) -> None:
+        """Bring packages into the cache: those that arrive whole, whatever becomes of the others."""
+        if not packages:
+            return
         self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.cache, prefix="fetch-") as name:
             folder = Path(name)
-            command = ["apt-get", *self._private, *_COMMON, "download", f"{package.name}={package.version}"]
-            if os.geteuid() == 0 and not self._private:
-                command[1:1] = ["-o", "APT::Sandbox::User=root"]
+            sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 and not self._private else []
+            wanted = [f"{package.name}={package.version}" for package in packages]
+            # One call for all: apt takes seconds to read its lists.
             process = subprocess.Popen(
-                command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
+                ["apt-get", *self._private, *sandbox, *_COMMON, "download", *wanted],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
             )
-            deadline = time.monotonic() + _DOWNLOAD_SECONDS
             try:
-                while True:
-                    try:
-                        process.wait(timeout=0.2)
-                        break
-                    except subprocess.TimeoutExpired:
-                        if time.monotonic() > deadline:
-                            return None
-                        if progress is not None:
-                            progress(min(package.size_bytes, _size(folder)))
+                _wait(process, folder, sum(package.size_bytes for package in packages), progress)
             finally:
                 process.kill()
                 process.wait()
-            fetched = sorted(folder.glob("*.deb"))
-            if process.returncode != 0 or len(fetched) != 1 or _sha256(fetched[0]) != package.sha256:
-                return None
-            path = self.cache / package.file_name
-            fetched[0].replace(path)
-            return path
+            arrived = {_sha256(path): path for path in folder.glob("*.deb")}
+            for package in packages:
+                if package.sha256 in arrived:
+                    arrived[package.sha256].replace(self.cache / package.file_name)
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, total: int, progress: Callable[[int], None] | None) -> None:
+    deadline = time.monotonic() + _DOWNLOAD_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            process.wait(timeout=0.2)
+            return
+        except subprocess.TimeoutExpired:
+            if progress is not None:
+                progress(min(total, _size(folder)))
 
 
 def default_cache() -> Path:

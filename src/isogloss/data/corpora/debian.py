@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from isogloss.data.corpora._apt import Apt, Package
 from isogloss.data.corpora._deb import unpack
 from isogloss.data.corpora._decode import SAMPLE_RATE, UnusableRecordingError, decode, digest, write_flac
 from isogloss.data.corpora._layouts import Clip, Source, list_clips, load_table, wanted
-from isogloss.data.corpora._write import write_cuts, write_json
+from isogloss.data.corpora._write import describe_cut, make_folder, tables, write_cuts, write_json
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, done, total): bytes while the stage is "download", packages while "unpack", recordings while "decode"."""
@@ -135,7 +134,7 @@ def prepare(
     planned = plan(languages, packages=packages, max_megabytes=max_megabytes, apt=apt)
     tell = progress or (lambda stage, done, total: None)
     archives = _fetch(planned, apt, tell)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     workers = workers or _processors()
     with tempfile.TemporaryDirectory(dir=out, prefix=".unpacked-") as folder:
         roots = _unpack(archives, Path(folder), workers, tell)
@@ -148,7 +147,7 @@ def prepare(
             corpus.add_listing(source, listing.dropped, listing.remarks, skipped)
             listed += [(source, clip) for clip in clips]
         _decode_all(listed, corpus, workers, tell)
-    return corpus.write(apt)
+    return corpus.write()
 
 
 class _Corpus:
@@ -181,14 +180,18 @@ class _Corpus:
 
     def add(self, source: Source, clip: Clip, name: str, num_samples: int, rate: int, sha256: str) -> None:
         """Use a recording."""
-        duration = num_samples / SAMPLE_RATE
         text = clip.text
-        if text is not None and len(text) > _MAX_CHARACTERS_PER_SECOND * duration:
+        if text is not None and len(text) > _MAX_CHARACTERS_PER_SECOND * num_samples / SAMPLE_RATE:
             text = None
             remarks = self.remarks.setdefault(source.package, {})
             remarks[_TOO_LONG] = remarks.get(_TOO_LONG, 0) + 1
-        known = {"speaker": f"{source.package}/{clip.speaker}", "gender": clip.gender, "text": text}
-        custom: dict[str, Any] = {
+        supervision = {
+            "text": text,
+            "language": clip.language,
+            "speaker": f"{source.package}/{clip.speaker}",
+            "gender": clip.gender,
+        }
+        custom = {
             "source": source.package,
             "package_version": self.versions[source.package],
             "license": source.license,
@@ -199,45 +202,12 @@ class _Corpus:
             "original_sampling_rate": rate,
             "sha256": sha256,
         }
-        self.cuts.append(
-            {
-                "id": name,
-                "start": 0,
-                "duration": duration,
-                "channel": 0,
-                "supervisions": [
-                    {
-                        "id": name,
-                        "recording_id": name,
-                        "start": 0.0,
-                        "duration": duration,
-                        "channel": 0,
-                        "language": clip.language,
-                        **{key: value for key, value in known.items() if value is not None},
-                    }
-                ],
-                "recording": {
-                    "id": name,
-                    "sources": [{"type": "file", "channels": [0], "source": f"audio/{source.package}/{name}.flac"}],
-                    "sampling_rate": SAMPLE_RATE,
-                    "num_samples": num_samples,
-                    "duration": duration,
-                    "channel_ids": [0],
-                },
-                "custom": {key: value for key, value in custom.items() if value is not None},
-                "type": "MonoCut",
-            }
-        )
+        self.cuts.append(describe_cut(name, _audio_path(source, name), num_samples, supervision, custom))
 
-    def write(self, apt: Apt) -> dict[str, Any]:
+    def write(self) -> dict[str, Any]:
         """Write the cuts and the report, and return the report."""
         if not self.cuts:
             raise DataError("no recording is left; see the reasons: " + "; ".join(sorted(self._reasons())))
-        minutes: dict[str, dict[str, float]] = {}
-        for cut in self.cuts:
-            of_language = minutes.setdefault(cut["supervisions"][0]["language"], {})
-            source = cut["custom"]["source"]
-            of_language[source] = of_language.get(source, 0.0) + cut["duration"] / 60
         report = {
             "corpus": "debian",
             "packages": [
@@ -253,12 +223,7 @@ class _Corpus:
             "dropped": len(self.dropped),
             "dropped_by_reason": self._reasons(),
             "in_other_languages": self.other_languages,
-            "hours": round(sum(cut["duration"] for cut in self.cuts) / 3600, 4),
-            "minutes": {
-                language: {source: round(value, 2) for source, value in sorted(of_language.items())}
-                for language, of_language in sorted(minutes.items())
-            },
-            "with_text": sum("text" in cut["supervisions"][0] for cut in self.cuts),
+            **tables(self.cuts),
             "remarks": self.remarks,
             "dropped_recordings": self.dropped,
         }
@@ -292,20 +257,11 @@ def _choose(languages: Sequence[str] | None, packages: Sequence[str] | None) -> 
 
 
 def _fetch(planned: Plan, apt: Apt, tell: Progress) -> dict[str, Path]:
-    """Bring all packages into the cache, one after another (an archive is one machine), and return their paths."""
     total = sum(package.size_bytes for package in planned.packages if not package.is_cached)
-    done = 0
-    paths = {}
-    for package in planned.packages:
-        paths[package.name] = apt.fetch(package, partial(_tell_bytes, tell, done, total))
-        if not package.is_cached:
-            done += package.size_bytes
-            tell("download", done, total)
+    paths = apt.fetch(planned.packages, lambda done: tell("download", done, total))
+    if total:
+        tell("download", total, total)
     return paths
-
-
-def _tell_bytes(tell: Progress, before: int, total: int, fetched: int) -> None:
-    tell("download", before + fetched, total)
 
 
 def _unpack(archives: dict[str, Path], folder: Path, workers: int, tell: Progress) -> dict[str, Path]:
@@ -326,8 +282,7 @@ def _decode_all(listed: list[tuple[Source, Clip]], corpus: _Corpus, workers: int
     named = [(source, clip, _name(source, clip, names)) for source, clip in ordered]
     with ThreadPoolExecutor(workers) as pool:
         converted = [
-            pool.submit(_convert, clip.path, corpus.out / "audio" / source.package / f"{name}.flac")
-            for source, clip, name in named
+            pool.submit(_convert, clip.path, corpus.out / _audio_path(source, name)) for source, clip, name in named
         ]
         try:
             for number, ((source, clip, name), future) in enumerate(zip(named, converted, strict=True), start=1):
@@ -350,7 +305,7 @@ def _take(future: Future[tuple[int, int, str]], source: Source, clip: Clip, name
         corpus.add(source, clip, name, num_samples, rate, sha256)
     else:
         corpus.drop(source, clip, f"duplicate of {first}")
-        (corpus.out / "audio" / source.package / f"{name}.flac").unlink()
+        (corpus.out / _audio_path(source, name)).unlink()
 
 
 def _convert(recording: Path, flac: Path) -> tuple[int, int, str]:
@@ -370,6 +325,10 @@ def _name(source: Source, clip: Clip, taken: set[str]) -> str:
         number += 1
     taken.add(name)
     return name
+
+
+def _audio_path(source: Source, name: str) -> str:
+    return f"audio/{source.package}/{name}.flac"
 
 
 def _needs(source: Source) -> list[str]:

@@ -23,7 +23,7 @@ from isogloss.data._espeak import Spoken, speak, voice_of
 from isogloss.data._espeak import languages as _espeak_languages
 from isogloss.data.corpora._channel import CHANNELS, Channel, apply_channel
 from isogloss.data.corpora._decode import SAMPLE_RATE, digest, write_flac
-from isogloss.data.corpora._write import write_cuts, write_json
+from isogloss.data.corpora._write import describe_cut, make_folder, tables, write_cuts, write_json
 
 Progress = Callable[[str, int, int], None]
 """Told ("synthesize", recordings done, recordings in all)."""
@@ -108,7 +108,7 @@ def synthesize(
         for speaker in speakers
         for number in range(utterances_per_voice)
     ]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     cuts = []
     for number, cut in enumerate(_run(jobs, workers), start=1):
         cuts.append(cut)
@@ -160,46 +160,24 @@ def _record(job: _Job) -> dict[str, Any]:
     name = f"synthetic.{language}.{speaker.name.replace('/', '.')}.{job.number:05d}"
     path = f"audio/{language}/{speaker.name}/{name}.flac"
     write_flac(samples_T, job.out / path)
-    duration = len(samples_T) / SAMPLE_RATE
-    return {
-        "id": name,
-        "start": 0,
-        "duration": duration,
-        "channel": 0,
-        "supervisions": [
-            {
-                "id": name,
-                "recording_id": name,
-                "start": 0.0,
-                "duration": duration,
-                "channel": 0,
-                "text": job.text,
-                "language": language,
-                "speaker": f"espeak-ng/{speaker.name}",
-                "gender": _GENDERS[speaker.variant[0]],
-                "alignment": _alignment(spoken, duration),
-            }
-        ],
-        "recording": {
-            "id": name,
-            "sources": [{"type": "file", "channels": [0], "source": path}],
-            "sampling_rate": SAMPLE_RATE,
-            "num_samples": len(samples_T),
-            "duration": duration,
-            "channel_ids": [0],
-        },
-        "custom": {
-            "source": f"espeak-ng/{speaker.channel_name}",
-            "license": "CC0-1.0",
-            "speech_type": "synthesised",
-            "synthetic": True,
-            "alignment_kind": "synthetic",
-            "prompt": job.key,
-            **({"translations": job.translations} if job.translations else {}),
-            "sha256": digest(samples_T),
-        },
-        "type": "MonoCut",
+    supervision = {
+        "text": job.text,
+        "language": language,
+        "speaker": f"espeak-ng/{speaker.name}",
+        "gender": _GENDERS[speaker.variant[0]],
+        "alignment": _alignment(spoken, len(samples_T) / SAMPLE_RATE),
     }
+    custom = {
+        "source": f"espeak-ng/{speaker.channel_name}",
+        "license": "CC0-1.0",
+        "speech_type": "synthesised",
+        "synthetic": True,
+        "alignment_kind": "synthetic",
+        "prompt": job.key,
+        "translations": job.translations or None,
+        "sha256": digest(samples_T),
+    }
+    return describe_cut(name, path, len(samples_T), supervision, custom)
 
 
 def _alignment(spoken: Spoken, duration: float) -> dict[str, list[list[Any]]]:
@@ -281,11 +259,6 @@ def _checked_languages(languages: Iterable[str]) -> list[str]:
 
 
 def _report(cuts: list[dict[str, Any]], languages: list[str], speakers: list[Speaker], seed: int) -> dict[str, Any]:
-    minutes: dict[str, dict[str, float]] = {}
-    for cut in cuts:
-        of_language = minutes.setdefault(cut["supervisions"][0]["language"], {})
-        source = cut["custom"]["source"]
-        of_language[source] = of_language.get(source, 0.0) + cut["duration"] / 60
     return {
         "corpus": "synthetic",
         "synthetic": True,
@@ -303,9 +276,5 @@ def _report(cuts: list[dict[str, Any]], languages: list[str], speakers: list[Spe
         "input": len(cuts),
         "used": len(cuts),
         "dropped": 0,
-        "hours": round(sum(cut["duration"] for cut in cuts) / 3600, 4),
-        "minutes": {
-            language: {source: round(value, 2) for source, value in sorted(of_language.items())}
-            for language, of_language in sorted(minutes.items())
-        },
+        **tables(cuts),
     }
