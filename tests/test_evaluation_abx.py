@@ -10,7 +10,7 @@ import pytest
 
 import reference_abx as reference
 from isogloss.core.errors import ConfigError, DataError
-from isogloss.evaluation._dtw import dtw
+from isogloss.evaluation._dtw import MAX_FRAMES, dtw
 from isogloss.evaluation.abx import (
     AbxItem,
     abx,
@@ -100,7 +100,12 @@ def test_equals_the_slow_reference_cell_by_cell(speaker: Any, context: Any, dist
 
 def test_dtw_equals_the_slow_reference_on_every_shape() -> None:
     rng = np.random.default_rng(0)
-    shapes = [(r, c) for c in range(1, 12) for r in range(1, c + 1)] * 3 + [(3, 70), (60, 61)]
+    shapes = [(r, c) for c in range(1, 12) for r in range(1, c + 1)] * 3 + [
+        (3, 70),
+        (60, 61),
+        (1, MAX_FRAMES),
+        (2, MAX_FRAMES),
+    ]
     matrices = [rng.random(shape).astype(np.float32) for shape in shapes]
     matrices[5] = np.zeros_like(matrices[5])
     matrices += [rng.integers(0, 2, (6, 8)).astype(np.float32) for _ in range(30)]  # many ties
@@ -283,6 +288,9 @@ def test_errors_name_the_cause() -> None:
         abx(items[:1], features, frame_rate_hz=RATE)
     with pytest.raises(DataError, match="no ABX cell"):
         abx([i for i in items if i.speaker == "s0"], features, frame_rate_hz=RATE, speaker="across", context="any")
+    long = AbxItem("long", 0.0, 5000 / RATE, "p0", "SIL", "SIL", "s0")
+    with pytest.raises(DataError, match="has 5000 frames, more than 4096"):
+        abx([*items, long], {**features, "long": np.ones((6000, 5), np.float32)}, frame_rate_hz=RATE, context="any")
     broken = {**features, "u1": features["u1"] * np.nan}
     with pytest.raises(DataError, match="features of `u1` are not finite"):
         abx(items, broken, frame_rate_hz=RATE)

@@ -23,6 +23,7 @@ _CHEAP_PADDING = 1 << 14  # less than a batch's fixed cost
 _COST = 15
 _PREFERENCE = 13
 _STEPS = (1 << _PREFERENCE) - 1
+MAX_FRAMES = 1 << (_PREFERENCE - 1)  # of one token: a path has at most the frames of both, less one
 _NO_PREFERENCE = np.int64(~(3 << _PREFERENCE))
 _LEFT, _UP = np.int64(1 << _PREFERENCE), np.int64(2 << _PREFERENCE)
 _UNREACHED = np.int64(1 << 62)
@@ -33,7 +34,7 @@ def dtw(costs: Floats, start_P: Index, stride_P2: Index, shape_P2: Index, num_th
 
     Matrix p has `shape_P2[p]` rows and columns; its cell (i, j) is `costs[start + i·stride0 + j·stride1]`, not negative. The
     total cost of the cheapest path is divided by the number of its steps; among equally cheap predecessors the diagonal
-    comes first, then the left one, then the upper one. A path has at most 8191 steps.
+    comes first, then the left one, then the upper one. Rows and columns are at most `MAX_FRAMES`.
     """
     distances_P = np.empty(len(start_P), np.float32)
     largest = float(costs.max(initial=0.0))

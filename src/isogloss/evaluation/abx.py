@@ -21,6 +21,7 @@ from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.rng import derive_seed
 from isogloss.evaluation import _abx_collapse as collapse
 from isogloss.evaluation._abx_cells import Cells, Tokens, score
+from isogloss.evaluation._dtw import MAX_FRAMES
 from isogloss.evaluation.bootstrap import Estimate
 from isogloss.evaluation.labels import is_silence
 
@@ -127,6 +128,12 @@ def abx(
     capped = _cap(usable, max_tokens, context, seed)
     if not capped:
         raise DataError(f"none of the {len(items)} phone tokens holds a frame; check `frame_rate_hz` ({frame_rate_hz})")
+    longest, first, end = max(capped, key=lambda token: token[2] - token[1])
+    if end - first > MAX_FRAMES:
+        raise DataError(
+            f"a token of `{longest.phone}` in `{longest.id}` has {end - first} frames, more than {MAX_FRAMES}; usually the "
+            "alignment is wrong there"
+        )
     tokens = _pack(capped, features, context, distance)
     cells = score(tokens, across=speaker == "across", distance=distance, max_x_speakers=max_x_speakers, seed=seed)
     if not len(cells.errors):
