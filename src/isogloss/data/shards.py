@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording
+from lhotse import AudioSource, CutSet, MonoCut, Recording
 from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
@@ -67,7 +67,8 @@ def shard(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty; choose a new folder, shards are never overwritten")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    total = len(cuts) if isinstance(cuts, list | tuple) else None
+    has_length = isinstance(cuts, list | tuple) or (isinstance(cuts, CutSet) and not cuts.is_lazy)
+    total = len(cuts) if has_length else None  # type: ignore[arg-type]
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     writer = _Writer(staging, shard_size, audio_format)
     try:
