@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from isogloss.data._containers import FlacChecksum, check_container
-from isogloss.data.audio import AudioError, Source, header_of, name_of, open_audio, pcm16
+from isogloss.data.audio import AudioError, Source, header_of, name_of, open_audio, pcm16, raw_blocks
 
 MEMORY_BYTES = 4 << 30
 TIMEOUT_SECONDS = 20.0
-_BLOCK_SAMPLES = 1 << 17
-_TELL_EVERY = 64  # blocks
+_TELL_EVERY = 32  # blocks
 
 
 @dataclass(frozen=True)
@@ -213,25 +211,21 @@ def _examine(source: Source, windows: Sequence[Window], name: str, tell: Any) ->
         gatherers = [_Gatherer(window) for window in windows]
         waiting = sorted(gatherers, key=lambda g: g.window.first, reverse=True)
         active: list[_Gatherer] = []
-        place = number = 0
+        place = 0
         powers = np.zeros(2)
-        try:
-            while len(block_TC := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                while waiting and waiting[-1].window.first < place + len(block_TC):
-                    active.append(waiting.pop())
-                for gatherer in active:
-                    gatherer.add(block_TC, place)
-                if checksum is not None:
-                    checksum.update(block_TC)
-                if header.num_channels > 1:
-                    powers += _powers(block_TC)
-                place += len(block_TC)
-                active = [g for g in active if g.window.first + g.window.length > place]
-                number += 1
-                if number % _TELL_EVERY == 0:
-                    tell()
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(name, "damaged", f"cannot be decoded: {error}; the file is probably damaged") from None
+        for number, block_TC in enumerate(raw_blocks(file, header, name), 1):
+            while waiting and waiting[-1].window.first < place + len(block_TC):
+                active.append(waiting.pop())
+            for gatherer in active:
+                gatherer.add(block_TC, place)
+            if checksum is not None:
+                checksum.update(block_TC)
+            if header.num_channels > 1:
+                powers += _powers(block_TC)
+            place += len(block_TC)
+            active = [g for g in active if g.window.first + g.window.length > place]
+            if number % _TELL_EVERY == 0:
+                tell()
     if header.num_samples is not None and place < header.num_samples:
         raise AudioError(
             name,

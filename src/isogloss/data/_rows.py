@@ -185,8 +185,12 @@ def cuts_of_rows(rows: Iterable[Row], *, source: str, language: str | None) -> I
 
 def _cut(row: Row, header: AudioHeader, source: str, language: str | None) -> MonoCut:
     rate, name = header.sample_rate, printable(row.path)
+    if header.num_samples is None:
+        raise AudioError(
+            name, "damaged", "does not tell how many samples it has; it was probably cut short, or never closed"
+        )
     if not header.num_samples:
-        raise AudioError(name, "empty", "has no samples, or does not tell how many")
+        raise AudioError(name, "empty", "has no samples")
     if row.num_samples is not None and abs(row.num_samples - header.num_samples) > 0.025 * rate:
         raise AudioError(
             name,

@@ -38,6 +38,11 @@ MAX_FILE_BYTES = 1 << 36
 MAX_READ_SAMPLES = 1 << 28  # of one read, at the file's rate: 1 GiB of float32; 4.6 h at 16 kHz
 MAX_AMPLITUDE = 1e5  # full scale is 1; samples stored as floats in the range of int16 still pass
 _BLOCK_SAMPLES = 1 << 18
+# An MP3 frame may use bits of many frames before it (the bit reservoir: 511 bytes, at the lowest rates 32 frames), which a
+# decoder that was put in the middle does not have. Opus settles within 80 ms. So reading begins earlier, and that is dropped.
+_LEAD_SAMPLES = {"MP3": 40 * 1152, "OGG": 24_000}
+# libsndfile decodes the last packet of an Opus stream wrongly when a read begins within it; a packet has at most 120 ms
+_TAIL_SECONDS = 0.25
 # A manifest may give a duration in hundredths of a second, or one that another decoder measured
 _TOLERANCE_SECONDS = 0.025
 _TOO_LONG = "is too long to be read in one piece; cut it with `isogloss corpus segment`"
@@ -198,26 +203,43 @@ def _blocks(
     if channel is not None and channel >= header.num_channels:
         raise AudioError(name, "channels", f"has no channel {channel}, only {header.num_channels}")
     promised = None if header.num_samples is None else max(0, header.num_samples - start)
-    wanted = promised if num_samples is None else num_samples
     got = 0
-    try:
-        if start:
-            file.seek(start)
-        while wanted is None or got < wanted:
-            size = _BLOCK_SAMPLES if wanted is None else min(_BLOCK_SAMPLES, wanted - got)
-            block = file.read(size, dtype="float32", always_2d=True)
-            if not len(block):
-                break
-            got += len(block)
-            yield block[:, 0] if header.num_channels == 1 else _to_mono(block, channel)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(name, "damaged", f"cannot be decoded: {_told(error)}; the file is probably damaged") from None
-    if promised is not None and wanted is not None and got < min(promised, wanted):
+    for block in raw_blocks(file, header, name, start, num_samples):
+        got += len(block)
+        yield block[:, 0] if header.num_channels == 1 else _to_mono(block, channel)
+    if promised is not None and got < (promised if num_samples is None else min(promised, num_samples)):
         raise AudioError(
             name,
             "truncated",
             f"its header promises {header.num_samples} samples but only {start + got} are there; the file was probably cut short",
         )
+
+
+def raw_blocks(
+    file: soundfile.SoundFile, header: AudioHeader, name: str, start: int = 0, num_samples: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Yield blocks (samples × channels) of an open file that do not depend on where one begins or how large blocks are."""
+    wanted = num_samples
+    if header.num_samples is not None:
+        wanted = max(0, header.num_samples - start if wanted is None else min(wanted, header.num_samples - start))
+    tail = round(_TAIL_SECONDS * header.sample_rate)
+    lead = min(start, _LEAD_SAMPLES.get(header.format, 0))
+    got = -lead
+    try:
+        if start:
+            file.seek(start - lead)
+        while wanted is None or got < wanted:
+            size = _BLOCK_SAMPLES
+            if wanted is not None and wanted - got - size < tail:
+                size = wanted - got
+            block = file.read(size, dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            got += len(block)
+            if got > 0:
+                yield block[-got:] if got < len(block) else block
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(name, "damaged", f"cannot be decoded: {_told(error)}; the file is probably damaged") from None
 
 
 def _read_window(

@@ -31,6 +31,7 @@ Progress = Callable[[int, int | None], None]
 _SILENT_DEVIATION = 1e-4  # −80 dB of full scale: a digital zero, or dither
 _CONSTANT_MEAN = 1e-3
 _LARGE_OFFSET = 0.05
+_FULL_SCALE = 1.001
 _CLIPPED_SHARE = 0.01
 _TOLERANCE_SECONDS = 0.025
 
@@ -206,10 +207,12 @@ def _warnings(found: Examination, window: Statistics) -> Iterator[str]:
         yield f"has {found.sample_rate} Hz: nothing above {found.sample_rate // 2} Hz"
     if found.num_channels > 1:
         yield f"has {found.num_channels} channels"
-    if abs(window.mean) > _LARGE_OFFSET:
+    if abs(window.mean) > _LARGE_OFFSET * max(1.0, window.peak):
         yield f"has an offset of {window.mean:.3f}"
-    if window.clipped > _CLIPPED_SHARE:
-        yield f"{window.clipped:.1%} of its samples are at full scale or beyond"
+    if window.peak > _FULL_SCALE:
+        yield f"peaks at {window.peak:.3g} times full scale"
+    elif window.clipped > _CLIPPED_SHARE:
+        yield f"{window.clipped:.1%} of its samples are at full scale"
 
 
 def _place(cut: MonoCut) -> str:

@@ -60,7 +60,7 @@ def normalize_language(code: str) -> Language:
         raise DataError(f"a language code must have letters a to z, but is {code!r}; use its ISO 639-3 code")
     if usable == UNDETERMINED:
         return Language(UNDETERMINED, UNDETERMINED, "undetermined")
-    return Language(usable, "", usable)
+    return Language(usable, "", usable) if usable == text else normalize_language(usable)
 
 
 def language_of_folder(name: str) -> Language | None:
