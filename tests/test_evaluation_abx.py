@@ -227,7 +227,7 @@ def test_interval_by_jackknife_is_each_utterance_group_left_out() -> None:
     assert result.error.low < result.error.value < result.error.high
 
 
-def test_interval_by_speakers_repeats_what_was_drawn() -> None:
+def test_interval_by_speakers_repeats_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resample that draws speaker s twice weighs its cells twice: against a loop over resamples and cells."""
     from isogloss.evaluation.bootstrap import resample_weights
 
@@ -236,6 +236,11 @@ def test_interval_by_speakers_repeats_what_was_drawn() -> None:
         result = abx(items, features, frame_rate_hz=RATE, context="any", speaker=speaker, resamples=25, seed=3)  # type: ignore[arg-type]
         assert result.error.unit == "speaker"
         assert result.error.num_units == 6
+        with monkeypatch.context() as patch:
+            patch.setattr("isogloss.evaluation._abx_collapse._DENSE", 0)
+            patch.setattr("isogloss.evaluation._abx_collapse._CHUNK", 100)
+            sparse = abx(items, features, frame_rate_hz=RATE, context="any", speaker=speaker, resamples=25, seed=3)  # type: ignore[arg-type]
+        np.testing.assert_allclose(sparse.replicates, result.replicates, atol=1e-12)
         weights = resample_weights(6, 25, 3)
         for drawn, value in zip(weights, result.replicates, strict=True):
             weight = {f"s{k}": w for k, w in enumerate(drawn)}

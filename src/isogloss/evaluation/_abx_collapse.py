@@ -11,7 +11,8 @@ from isogloss.evaluation.bootstrap import MIN_CLUSTERS, Estimate, from_jackknife
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_CHUNK = 20_000_000
+_CHUNK = 10_000_000  # numbers held at once
+_DENSE = 8_000_000  # a table of this size is faster dense
 
 
 def estimate(cells: Cells, *, resamples: int, level: float, seed: int) -> tuple[Estimate, Floats]:
@@ -31,16 +32,13 @@ def estimate(cells: Cells, *, resamples: int, level: float, seed: int) -> tuple[
         return _jackknife(value, replicates, cells.num_utterances, level, caveat), replicates
     if len(present) < MIN_CLUSTERS:  # a single utterance
         return _jackknife(value, np.zeros(0), cells.num_utterances, level, ""), np.zeros(0)
-    speaker_K, speaker_x_K = np.searchsorted(present, speaker_K), np.searchsorted(present, speaker_x_K)
-    is_across = bool((speaker_K != speaker_x_K).any())
     weights_RU = resample_weights(len(present), resamples, seed)
-    values = []
-    rows = max(1, _CHUNK // len(pair_K))
-    for begin in range(0, resamples, rows):
-        part_UR = weights_RU[begin : begin + rows].T
-        weights_KR = part_UR[speaker_K] * part_UR[speaker_x_K] if is_across else part_UR[speaker_K]
-        values.append(_over_speakers(by_speaker_K, pair_K, weights_KR))
-    replicates = np.concatenate(values)
+    people, column_K = np.unique(np.stack([speaker_K, speaker_x_K]), axis=1, return_inverse=True)
+    side, side_x = np.searchsorted(present, people)
+    weights_RQ = weights_RU[:, side]
+    if (side != side_x).any():
+        weights_RQ = weights_RQ * weights_RU[:, side_x]
+    replicates = _resample(by_speaker_K[:, 0], pair_K, column_K, weights_RQ)
     return from_replicates(value, replicates, num_units=len(present), unit="speaker", level=level), replicates
 
 
@@ -83,6 +81,24 @@ def _over_speakers(errors_KG: Floats, pair_K: Ints, weights_KR: Floats) -> Float
     pairs, inverse = np.unique(pair_K, return_inverse=True)
     with np.errstate(invalid="ignore"):
         return np.asarray(_column_mean(_weighted_mean(errors_KG, inverse, len(pairs), weights_KR)))
+
+
+def _resample(error_K: Floats, pair_K: Ints, column_K: Ints, weights_RQ: Floats) -> Floats:
+    """Return, per resample, the mean over phone pairs of the means over speakers (or pairs of them) weighted by their counts."""
+    from scipy.sparse import csr_matrix
+
+    pairs, row_K = np.unique(pair_K, return_inverse=True)
+    shape = (len(pairs), weights_RQ.shape[1])
+    errors_PQ, present_PQ = (csr_matrix((v, (row_K, column_K)), shape=shape) for v in (error_K, np.ones(len(row_K))))
+    if shape[0] * shape[1] <= _DENSE:
+        errors_PQ, present_PQ = errors_PQ.toarray(), present_PQ.toarray()
+    values = []
+    rows = max(1, _CHUNK // max(shape))
+    for begin in range(0, len(weights_RQ), rows):
+        weights_QR = np.ascontiguousarray(weights_RQ[begin : begin + rows].T)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values.append(_column_mean((errors_PQ @ weights_QR) / (present_PQ @ weights_QR)))
+    return np.concatenate(values)
 
 
 def _column_mean(values_PR: Floats) -> Floats:
