@@ -122,10 +122,9 @@ def test_the_hash_is_of_the_content_and_not_of_the_container(tmp_path: Path) -> 
 def test_blocks_and_late_windows_are_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, seconds: float
 ) -> None:
-    """libsndfile decodes the last packet of Opus wrongly where a read begins within it."""
+    """soundfile seeks after each read, after which MP3 and Opus go on with other samples; ours must not."""
     path = write(tmp_path / f"a.{suffix}", speechlike(seconds))
     whole = read_audio(path)
-    assert np.abs(whole - speechlike(seconds))[-200:].max() < 0.1
     for samples in (1, 160, 330, 1_000):
         np.testing.assert_allclose(
             read_audio(path, start=seconds - samples / 16_000, duration=samples / 16_000), whole[-samples:], atol=1e-6

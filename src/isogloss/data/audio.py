@@ -41,8 +41,6 @@ _BLOCK_SAMPLES = 1 << 18
 # An MP3 frame may use bits of many frames before it (the bit reservoir: 511 bytes, at the lowest rates 32 frames), which a
 # decoder that was put in the middle does not have. Opus settles within 80 ms. So reading begins earlier, and that is dropped.
 _LEAD_SAMPLES = {"MP3": 40 * 1152, "OGG": 24_000}
-# libsndfile decodes the last packet of an Opus stream wrongly when a read begins within it; a packet has at most 120 ms
-_TAIL_SECONDS = 0.25
 # A manifest may give a duration in hundredths of a second, or one that another decoder measured
 _TOLERANCE_SECONDS = 0.025
 _TOO_LONG = "is too long to be read in one piece; cut it with `isogloss corpus segment`"
@@ -161,15 +159,25 @@ def source_of_cut(cut: Cut) -> tuple[Source, int | None]:
     raise AudioError(cut.id, "channels", f"has no channel {wanted}, only {channels}")
 
 
+class _Sequential(soundfile.SoundFile):
+    """A file that soundfile does not reposition after every read.
+
+    It seeks to where it already is, which makes mpg123 forget the bit reservoir and libsndfile decode the last Opus packet
+    anew: read block by block, MP3 and Opus then differ from the same file read at once.
+    """
+
+    def seekable(self) -> bool:
+        """Return False: what asks is the read that would seek."""
+        return False
+
+
 @contextmanager
 def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
     """Open a regular file, or the bytes of one, in libsndfile after the checks that it does not make itself."""
     name = name_of(source)
     with _open_checked(source, name) as target:
         try:
-            file = (
-                soundfile.SoundFile(target, closefd=False) if isinstance(target, int) else soundfile.SoundFile(target)
-            )
+            file = _Sequential(target, closefd=False) if isinstance(target, int) else _Sequential(target)
         except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
             raise AudioError(name, "unreadable", f"is no audio that can be decoded: {_told(error)}") from None
         with file:
@@ -222,16 +230,13 @@ def raw_blocks(
     wanted = num_samples
     if header.num_samples is not None:
         wanted = max(0, header.num_samples - start if wanted is None else min(wanted, header.num_samples - start))
-    tail = round(_TAIL_SECONDS * header.sample_rate)
     lead = min(start, _LEAD_SAMPLES.get(header.format, 0))
     got = -lead
     try:
         if start:
             file.seek(start - lead)
         while wanted is None or got < wanted:
-            size = _BLOCK_SAMPLES
-            if wanted is not None and wanted - got - size < tail:
-                size = wanted - got
+            size = _BLOCK_SAMPLES if wanted is None else min(_BLOCK_SAMPLES, wanted - got)
             block = file.read(size, dtype="float32", always_2d=True)
             if not len(block):
                 return
