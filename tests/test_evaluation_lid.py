@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lhotse import MonoCut, SupervisionSegment
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 from scipy.spatial.distance import cosine
 
 from isogloss.core.errors import DataError
@@ -22,6 +25,7 @@ from isogloss.evaluation.lid import (
     source_folds,
     speaker_folds,
 )
+from isogloss.evaluation.spectral import SpectralSource
 
 
 def make_pooled(rng: np.random.Generator, language: float, speaker: float, channel: float) -> Pooled:
@@ -151,3 +155,17 @@ def test_pooling_takes_mean_and_deviation() -> None:
     assert pooled.ids == ["one"]
     np.testing.assert_allclose(pooled.values[0], [[2, 2, 1, 0]])
     assert pool(Source(), [cut("one", "aaa")], LidSettings(with_deviation=False)).values[0].shape == (1, 2)
+
+
+def test_pooled_spectra_are_not_normalised_away(tmp_path: Path) -> None:
+    cuts = []
+    for number, loudness in enumerate((0.01, 0.3)):
+        samples = (np.random.default_rng(0).normal(size=8_000) * loudness).astype(np.float32)
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, samples, 16_000)
+        recording = Recording(str(number), [AudioSource("file", [0], str(path))], 16_000, 8_000, 0.5, channel_ids=[0])
+        supervision = SupervisionSegment(str(number), str(number), 0, 0.5, language="aaa", speaker="p")
+        cuts.append(MonoCut(str(number), 0, 0.5, 0, [supervision], recording=recording))
+    for name in ("mel", "mfcc"):
+        values = pool(SpectralSource(name), cuts).values[0]  # type: ignore[arg-type]
+        assert np.abs(values[0] - values[1]).max() > 1

@@ -20,6 +20,7 @@ from isogloss.core.rng import derive_seed
 from isogloss.evaluation.features import FeatureSource
 from isogloss.evaluation.linear import fit_path
 from isogloss.evaluation.probes import speaker_of
+from isogloss.evaluation.spectral import SpectralSource
 
 Array = npt.NDArray[Any]
 Method = Literal["linear", "knn"]
@@ -78,6 +79,9 @@ class LidResult:
 def pool(source: FeatureSource, cuts: Sequence[Any], settings: LidSettings | None = None) -> Pooled:
     """Pool every layer of every cut that has a language and at least one frame."""
     settings = settings or LidSettings()
+    if isinstance(source, SpectralSource):
+        # Normalised per cut, every utterance would pool to the same vector: a baseline made to lose.
+        source = source.unnormalized()
     rows: dict[int, list[Array]] = {layer: [] for layer in source.layers}
     kept = []
     for cut in cuts:

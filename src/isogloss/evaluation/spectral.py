@@ -34,16 +34,21 @@ class SpectralSource:
     first_center_seconds = WINDOW / 2 / SAMPLE_RATE
     layers: tuple[int, ...] = (0,)
 
-    def __init__(self, name: Literal["mel", "mfcc"]) -> None:
+    def __init__(self, name: Literal["mel", "mfcc"], *, is_normalized: bool = True) -> None:
         if name not in ("mel", "mfcc"):
             raise ConfigError(f"a spectral source must be `mel` or `mfcc`, but is `{name}`")
         self.name: str = name
+        self.is_normalized = is_normalized
+
+    def unnormalized(self) -> SpectralSource:
+        """Return the same features without normalisation, for pooling: normalised ones have the same mean for every cut."""
+        return SpectralSource("mel" if self.name == "mel" else "mfcc", is_normalized=False)
 
     def features(self, cut: Any) -> dict[int, npt.NDArray[Any]]:
-        """Return {0: S×80} or {0: S×39}, float32, normalised over the cut."""
+        """Return {0: S×80} or {0: S×39}, float32, normalised over the cut unless that was switched off."""
         waveform_T = torch.from_numpy(read_audio(cut, sample_rate=SAMPLE_RATE))
         values_SD = log_mel(waveform_T) if self.name == "mel" else mfcc(waveform_T)
-        return {0: normalize(values_SD).numpy()}
+        return {0: (normalize(values_SD) if self.is_normalized else values_SD).numpy()}
 
 
 def log_mel(waveform_T: Tensor, num_bins: int = 80) -> Tensor:
