@@ -16,6 +16,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.frontends import WaveFrontend
 from isogloss.nn.dropout import Dropout, scale_gradient
 from isogloss.nn.position import PositionalConv
+from isogloss.nn.product import Linear
 from isogloss.nn.transformer import TransformerLayer
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -106,7 +107,7 @@ class WaveEncoder(Encoder):
         )
         self.geometry = self.convolutions.geometry
         self.latent_norm = nn.LayerNorm(self.latent_width, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(self.latent_width, config.width)
+        self.projection = Linear(self.latent_width, config.width)
         self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding_D = nn.Parameter(torch.empty(config.width))
         self.position = PositionalConv(config.width, config.position_kernel, config.position_groups)

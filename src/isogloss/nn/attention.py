@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isogloss.nn.dropout import scaled_keep_mask
+from isogloss.nn.product import Linear
 
 
 class PackedAttention(nn.Module):
@@ -16,8 +17,8 @@ class PackedAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
         """Attend within utterances of `sizes_B` frames; N×D to N×D."""
@@ -38,8 +39,8 @@ def packed_attention(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, sizes_B: list[
     if min(sizes_B) == max(sizes_B):
         q_BSHd, k_BSHd, v_BSHd = (part.unflatten(0, (len(sizes_B), -1)) for part in (q_NHd, k_NHd, v_NHd))
         return _attend(q_BSHd, k_BSHd, v_BSHd, dropout).flatten(0, 1)
-    if q_NHd.device.type == "cuda":
-        return jagged_attention(q_NHd, k_NHd, v_NHd, sizes_B, dropout)
+    if not dropout and _has_one_kernel_for_all_lengths(q_NHd):
+        return _attend_in_one_kernel(q_NHd, k_NHd, v_NHd, sizes_B)
     splits = [part.split(sizes_B) for part in (q_NHd, k_NHd, v_NHd)]
     return torch.cat(
         [
@@ -49,17 +50,22 @@ def packed_attention(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, sizes_B: list[
     )
 
 
-def jagged_attention(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, sizes_B: list[int], dropout: float) -> Tensor:
-    """Compute the same in one kernel for all lengths, where the device has one (flash or memory-efficient attention)."""
-    lengths = torch.tensor([0, *sizes_B])
-    offsets = lengths.cumsum(0).to(q_NHd.device)
-    q, k, v = (
-        torch.nested.nested_tensor_from_jagged(
-            part.contiguous(), offsets, min_seqlen=min(sizes_B), max_seqlen=max(sizes_B)
-        ).transpose(1, 2)
-        for part in (q_NHd, k_NHd, v_NHd)
+def _has_one_kernel_for_all_lengths(q_NHd: Tensor) -> bool:
+    # Flash attention: half precision, Ampere or later, no dropout. All else takes one call per utterance.
+    return (
+        q_NHd.device.type == "cuda"
+        and q_NHd.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(q_NHd.device) >= (8, 0)
     )
-    mixed: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).values()
+
+
+def _attend_in_one_kernel(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, sizes_B: list[int]) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    offsets = torch.tensor([0, *sizes_B]).cumsum(0).to(q_NHd.device, torch.int32, non_blocking=True)
+    longest = max(sizes_B)
+    mixed = varlen_attn(q_NHd, k_NHd, v_NHd, offsets, offsets, longest, longest)
+    assert isinstance(mixed, Tensor)
     return mixed
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isogloss.nn.precision import to_product_dtype
+from isogloss.nn.product import is_fast, linear, multiply
 
 
 class StridedConv(nn.Module):
@@ -50,7 +51,7 @@ def strided_conv(values_RD: Tensor, weight_OKD: Tensor, bias_O: Tensor | None, s
     if in_channels == 1:
         # One channel: copying the windows costs little, and one product reads each of them once.
         windows_RK = values_RD.squeeze(1).unfold(0, kernel, stride)
-        return F.linear(windows_RK, weight_OKD.view(out_channels, kernel), bias_O)
+        return linear(windows_RK, weight_OKD.view(out_channels, kernel), bias_O)
     result: Tensor = _StridedConv.apply(  # type: ignore[no-untyped-call]
         values_RD.contiguous(), weight_OKD, bias_O, stride
     )
@@ -79,7 +80,11 @@ class _StridedConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_RD: Tensor, weight_OKD: Tensor, bias_O: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(values_RD, weight_OKD)
-        ctx.stride, ctx.has_bias = stride, bias_O is not None
+        ctx.stride = stride
+        if is_fast(values_RD, weight_OKD):
+            # oneDNN convolves rows with channels last as fast as it multiplies, in one call for all taps.
+            image, kernel = _as_image(values_RD), _as_kernel(weight_OKD)
+            return F.conv2d(image, kernel, bias_O, (1, stride)).squeeze((0, 2)).t()
         (rows, weight), *others = _tap_groups(values_RD, weight_OKD, stride)
         out_RO = torch.mm(rows, weight.t()) if bias_O is None else torch.addmm(bias_O, rows, weight.t())
         for rows, weight in others:
@@ -92,22 +97,48 @@ class _StridedConv(torch.autograd.Function):
         gradient_RO = gradients[0].contiguous()
         grad_values = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_values = torch.empty_like(values_RD)
-            kernel, stride = weight_OKD.shape[1], ctx.stride
-            # The first group writes its rows, so only the rows that it does not reach need zeros.
-            reached = len(gradient_RO) * stride
-            grad_values[reached:].zero_()
-            if kernel < stride:
-                grad_values.zero_()
-            for index, (rows, weight) in enumerate(_tap_groups(grad_values, weight_OKD, stride)):
-                rows.addmm_(gradient_RO, weight, beta=0 if index == 0 else 1)
+            grad_values = _gradient_of_values(gradient_RO, values_RD, weight_OKD, ctx.stride)
         if ctx.needs_input_grad[1]:
             groups = _tap_groups(values_RD, weight_OKD, ctx.stride)
-            parts = [torch.mm(gradient_RO.t(), rows) for rows, _ in groups]
+            parts = [multiply(gradient_RO.t(), rows.t()) for rows, _ in groups]
             grad_weight = torch.cat(parts, dim=1).view_as(weight_OKD)
         if ctx.needs_input_grad[2]:
             grad_bias = gradient_RO.sum(0)
         return grad_values, grad_weight, grad_bias, None
+
+
+def _gradient_of_values(gradient_RO: Tensor, values_RD: Tensor, weight_OKD: Tensor, stride: int) -> Tensor:
+    if is_fast(values_RD, weight_OKD):
+        image, kernel = _as_image(values_RD), _as_kernel(weight_OKD)
+        gradient, _, _ = torch.ops.aten.convolution_backward(
+            _as_image(gradient_RO),
+            image,
+            kernel,
+            None,
+            (1, stride),
+            (0, 0),
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            (True, False, False),
+        )
+        values: Tensor = gradient.squeeze((0, 2)).t()
+        return values
+    grad_values = torch.empty_like(values_RD)
+    # The first group writes its rows, so only the rows that it does not reach need zeros.
+    grad_values[len(gradient_RO) * stride if weight_OKD.shape[1] >= stride else 0 :].zero_()
+    for index, (rows, weight) in enumerate(_tap_groups(grad_values, weight_OKD, stride)):
+        rows.addmm_(gradient_RO, weight, beta=0 if index == 0 else 1)
+    return grad_values
+
+
+def _as_image(values_RD: Tensor) -> Tensor:
+    return values_RD.t().unsqueeze(0).unsqueeze(2)  # 1×D×1×R, channels last
+
+
+def _as_kernel(weight_OKD: Tensor) -> Tensor:
+    return weight_OKD.permute(0, 2, 1).unsqueeze(2)  # O×D×1×K, channels last
 
 
 def grouped_rows_product(values_RK: Tensor, matrices_BKO: Tensor, rows_B: list[int]) -> Tensor:
@@ -141,5 +172,5 @@ class _GroupedRowsProduct(torch.autograd.Function):
                 torch.mm(part, matrix.t(), out=out)
         if ctx.needs_input_grad[1]:
             pairs = zip(values_RK.split(ctx.rows_B), parts, strict=True)
-            grad_matrices = torch.stack([torch.mm(rows.t(), part) for rows, part in pairs])
+            grad_matrices = torch.stack([multiply(rows.t(), part.t()) for rows, part in pairs])
         return grad_values, grad_matrices, None

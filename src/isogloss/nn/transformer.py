@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from isogloss.nn.attention import PackedAttention
 from isogloss.nn.dropout import Dropout
+from isogloss.nn.product import Linear
 
 
 class FeedForward(nn.Module):
@@ -15,8 +16,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner_width: int, inner_dropout: float) -> None:
         super().__init__()
-        self.up = nn.Linear(width, inner_width)
-        self.down = nn.Linear(inner_width, width)
+        self.up = Linear(width, inner_width)
+        self.down = Linear(inner_width, width)
         self.dropout = Dropout(inner_dropout)
 
     def forward(self, values_ND: Tensor) -> Tensor:
