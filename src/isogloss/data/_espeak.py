@@ -32,6 +32,8 @@ _END, _WORD, _PHONE = 0, 1, 7
 _PHONE_SEPARATOR = "_"
 # BCP-47 → espeak-ng, where the first subtag alone does not find the voice.
 _ALIASES = {"en": "en-us", "fr": "fr-fr", "no": "nb", "zh": "cmn", "tl": "fil", "chr": "chr-us-qaaa-x-west"}
+_SILENT_LEVEL = 16  # of 32768; espeak-ng's pauses and closures are zero but for rounding
+_MIN_CLOSURE_SECONDS = 0.005
 _WITHOUT_DICTIONARY = frozenset(("fo", "kaa", "xex"))  # listed, but the wheel has no dictionary for them
 _LANGUAGE_SWITCH = re.compile(r"\([a-z]{2,3}(?:-[a-z0-9-]+)?\)")
 
@@ -163,7 +165,7 @@ def speak(text: str, voice: str, *, variant: str | None = None, words_per_minute
             f"espeak-ng cannot say {text!r} with the voice `{voice}`; usually because the text has no words"
         )
     samples_T = np.concatenate(parts)
-    phones = _phones(events, len(samples_T), sample_rate)
+    phones = _phones(events, samples_T, sample_rate)
     return Spoken(samples_T, sample_rate, phones, _words(events, text, phones, sample_rate))
 
 
@@ -199,14 +201,20 @@ def _set_voice(library: ctypes.CDLL, voice: str) -> None:
         raise DataError(f"espeak-ng has no voice `{voice}`; variants are `f1` to `f5` and `m1` to `m8`")
 
 
-def _phones(events: list[tuple[int, int, int, int, str]], num_samples: int, sample_rate: int) -> list[Mark]:
+def _phones(events: list[tuple[int, int, int, int, str]], samples_T: NDArray[np.int16], sample_rate: int) -> list[Mark]:
     """Turn the starts of phones into phones end to end, from the first sample to the last; silences are merged."""
+    starts = [(sample, strip_stress(label)) for kind, sample, _, _, label in events if kind == _PHONE]
+    ends = [sample for sample, _ in starts[1:]] + [len(samples_T)]
     merged: list[tuple[int, str]] = [(0, SILENCE)]
-    for sample, raw in ((event[1], event[4]) for event in events if event[0] == _PHONE):
-        label = strip_stress(raw) or SILENCE
+    for (sample, label), end in zip(starts, ends, strict=True):
+        last_sample, last_label = merged[-1]
+        if not label:
+            # No name: a pause, or a glide between two vowels, which then belongs to the first of them.
+            if not _is_silent(samples_T[sample:end]):
+                continue
+            label = SILENCE
         # A release or a nasality that espeak-ng times on its own belongs to the phone before.
         modifiers = _leading_modifiers(label)
-        last_sample, last_label = merged[-1]
         if modifiers and last_label != SILENCE:
             merged[-1] = (last_sample, last_label + modifiers)
             label = label[len(modifiers) :]
@@ -219,12 +227,35 @@ def _phones(events: list[tuple[int, int, int, int, str]], num_samples: int, samp
             label = _joined(merged.pop()[1], label)
             sample = last_sample
         merged.append((sample, label))
-    ends = [sample for sample, _ in merged[1:]] + [num_samples]
+    merged = _with_closures(merged, samples_T, sample_rate)
+    ends = [sample for sample, _ in merged[1:]] + [len(samples_T)]
     return [
         Mark(label, sample / sample_rate, (end - sample) / sample_rate)
         for (sample, label), end in zip(merged, ends, strict=True)
         if end > sample
     ]
+
+
+def _with_closures(
+    phones: list[tuple[int, str]], samples_T: NDArray[np.int16], sample_rate: int
+) -> list[tuple[int, str]]:
+    """Give a stop its closure: espeak-ng reports a stop at its burst, after the silence that is half of it."""
+    moved = phones[:1]
+    for sample, label in phones[1:]:
+        earliest, last_label = moved[-1]
+        if SILENCE not in (label, last_label):
+            loud = np.flatnonzero(np.abs(samples_T[earliest:sample].astype(np.int32)) > _SILENT_LEVEL)
+            start = max(earliest + int(loud[-1]) + 1, earliest + sample_rate // 100) if len(loud) else sample
+            if sample - start >= _MIN_CLOSURE_SECONDS * sample_rate:
+                sample = start
+        moved.append((sample, label))
+    return moved
+
+
+def _is_silent(samples_T: NDArray[np.int16]) -> bool:
+    # The end of the phone before may reach into a pause, so the second half decides.
+    second = samples_T[len(samples_T) // 2 :]
+    return len(second) == 0 or int(np.abs(second.astype(np.int32)).max()) <= _SILENT_LEVEL
 
 
 def _leading_modifiers(label: str) -> str:
@@ -248,7 +279,7 @@ def _words(events: list[tuple[int, int, int, int, str]], text: str, phones: list
     words = []
     for number, (start, label) in enumerate(starts):
         limit = starts[number + 1][0] if number + 1 < len(starts) else float("inf")
-        spoken = [p for p in phones if p.label != SILENCE and start - 0.03 <= p.start < limit - 1e-6]
+        spoken = [p for p in phones if p.label != SILENCE and start - 1e-4 <= p.start < limit - 1e-4]
         if spoken and label.strip():
             words.append(Mark(label.strip(), spoken[0].start, spoken[-1].start + spoken[-1].duration - spoken[0].start))
     return words

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -80,12 +83,32 @@ def _content(language: str) -> dict[str, str]:
             locale = Locale.parse(language.split("-")[0])
         except (UnknownLocaleError, ValueError):
             return texts
-    texts |= {f"month-{n}": name for n, name in locale.months["stand-alone"]["wide"].items()}
-    texts |= {f"weekday-{n}": name for n, name in locale.days["stand-alone"]["wide"].items()}
-    texts |= {f"territory-{code}": name for code, name in locale.territories.items() if len(code) == 2}
-    texts |= {f"language-{code}": name for code, name in locale.languages.items() if len(code) == 2}
-    texts |= _units(locale) | _dates(locale, language)
+    with _own_data(str(locale)):
+        texts |= {f"month-{n}": name for n, name in locale.months["stand-alone"]["wide"].items()}
+        texts |= {f"weekday-{n}": name for n, name in locale.days["stand-alone"]["wide"].items()}
+        texts |= {f"territory-{code}": name for code, name in locale.territories.items() if len(code) == 2}
+        texts |= {f"language-{code}": name for code, name in locale.languages.items() if len(code) == 2}
+        texts |= _units(locale) | _dates(locale, language)
     return {key: text for key, text in texts.items() if _is_sayable(key, text)}
+
+
+@contextmanager
+def _own_data(name: str) -> Iterator[None]:
+    """Let Babel work on a copy of a locale's data, and put back what was there.
+
+    Locales share what they inherit, and Babel (2.18) writes what it looks up into it: once a locale without month names has
+    been asked for them, other locales have none either. With copies the text is the same in whatever order languages come.
+    """
+    from babel import localedata
+
+    data = localedata.load(name)
+    before = dict(data)
+    data.update(copy.deepcopy(before))
+    try:
+        yield
+    finally:
+        data.clear()
+        data.update(before)
 
 
 def _units(locale: Any) -> dict[str, str]:
