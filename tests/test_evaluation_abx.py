@@ -191,8 +191,8 @@ def test_large_units_in_row_tiles_equal_small_ones(monkeypatch: pytest.MonkeyPat
         settings: dict[str, Any] = {"frame_rate_hz": RATE, "context": "any", "max_tokens": None, "speaker": speaker}
         whole = abx(items, features, **settings)
         with monkeypatch.context() as patch:
-            patch.setattr("isogloss.evaluation._abx_cells._FLUSH_CELLS", 300)
-            patch.setattr("isogloss.evaluation._abx_cells._TILE_ROWS", 9)
+            patch.setattr("isogloss.evaluation._abx_distances._FLUSH_CELLS", 300)
+            patch.setattr("isogloss.evaluation._abx_distances._TILE_ROWS", 9)
             tiled = abx(items, features, **settings)
         np.testing.assert_allclose(whole.cells.errors, tiled.cells.errors, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""The cells of an ABX task: which tokens meet, their distances, and the error of each cell.
+"""The cells of an ABX task: which tokens meet, and the error of each cell.
 
 Work is done by unit: the tokens of one context and speaker (within), or of one context and two speakers (across). A unit's
 distances are computed once and serve every cell in it, as a, b and x in turn.
@@ -8,77 +8,21 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from isogloss.core.rng import derive_seed
-from isogloss.evaluation._dtw import dtw
+from isogloss.evaluation._abx_distances import Tokens, Unit, with_distances
 from isogloss.evaluation.bootstrap import MIN_CLUSTERS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 JACKKNIFE_GROUPS = 20
-_FLUSH_CELLS = 1 << 22  # frame distances held at once
-_TILE_ROWS = 256  # frames of one tile of rows
-
-
-@dataclass
-class Tokens:
-    """Tokens sorted by context, speaker and phone; `values_ND` holds their frames end to end."""
-
-    values_ND: Tensor
-    first_T: Ints  # first frame
-    length_T: Ints
-    phone_T: Ints
-    context_T: Ints
-    speaker_T: Ints
-    utterance_T: Ints
-    phones: list[str]
-    contexts: list[tuple[str, str]]
-    speakers: list[str]
-    utterances: list[str]
-
-    @classmethod
-    def build(
-        cls,
-        values_ND: Tensor,
-        lengths: Sequence[int],
-        phones: Sequence[str],
-        contexts: Sequence[tuple[str, str]],
-        speakers: Sequence[str],
-        utterances: Sequence[str],
-    ) -> Self:
-        """Sort tokens whose frames are given end to end."""
-        phone_T, phone_names = _codes(phones)
-        context_T, context_names = _codes(contexts)
-        speaker_T, speaker_names = _codes(speakers)
-        utterance_T, utterance_names = _codes(utterances)
-        length_T = np.asarray(lengths, np.int64)
-        first_T = np.cumsum(length_T) - length_T
-        order = np.lexsort((first_T, phone_T, speaker_T, context_T))
-        length_T = length_T[order]
-        new_first_T = np.cumsum(length_T) - length_T
-        frame_N = np.repeat(first_T[order] - new_first_T, length_T) + np.arange(int(length_T.sum()))
-        return cls(
-            values_ND[torch.from_numpy(frame_N)],
-            new_first_T,
-            length_T,
-            phone_T[order],
-            context_T[order],
-            speaker_T[order],
-            utterance_T[order],
-            phone_names,
-            context_names,
-            speaker_names,
-            utterance_names,
-        )
 
 
 @dataclass
@@ -115,21 +59,6 @@ class Cells:
         ]
 
 
-@dataclass
-class _Unit:
-    """Tokens `rows` against tokens `cols`; the phones that are x among the columns, and among the rows (across only)."""
-
-    rows: slice
-    cols: slice
-    x_in_cols: Ints
-    x_in_rows: Ints
-    distances: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
-    @property
-    def is_within(self) -> bool:
-        return self.rows == self.cols
-
-
 def score(tokens: Tokens, *, across: bool, distance: str, max_x_speakers: int | None, seed: int) -> Cells:
     """Return the error of every cell: D = mean[1(d(a,x) < d(b,x)) + ½·1(=)] over a ≠ x and b, error 1 − D."""
     units = list(_units_across(tokens, max_x_speakers, seed) if across else _units_within(tokens))
@@ -139,19 +68,21 @@ def score(tokens: Tokens, *, across: bool, distance: str, max_x_speakers: int | 
     if len(scored_speakers) < MIN_CLUSTERS and len(utterances) > 1:
         weights_GT = np.concatenate([weights_GT, _leave_out_weights(tokens, utterances)])
     parts: list[tuple[Any, ...]] = []
-    for unit in _with_distances(tokens, units, distance):
+    for unit in with_distances(tokens, units, distance):
         parts += _score_unit(tokens, unit, unit.rows, unit.cols, unit.distances, unit.x_in_cols, weights_GT)
         parts += _score_unit(tokens, unit, unit.cols, unit.rows, unit.distances.T, unit.x_in_rows, weights_GT)
         unit.distances = np.zeros((0, 0), np.float32)
-    if not parts:
-        empty = np.zeros(0, np.int64)
-        columns: list[Any] = [np.zeros((0, len(weights_GT))), *[empty] * 6]
-    else:
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    errors_CG, *rest = columns
+    parts.append((np.zeros((0, len(weights_GT))), *[np.zeros(0, np.int64)] * 6))  # there may be no cell at all
+    columns: list[Any] = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    errors_CG, num_triplets, phone_a, phone_b, context, speaker, speaker_x = columns
     return Cells(
-        errors_CG[:, 0],
-        *rest,
+        errors=errors_CG[:, 0],
+        num_triplets=num_triplets,
+        phone_a=phone_a,
+        phone_b=phone_b,
+        context=context,
+        speaker=speaker,
+        speaker_x=speaker_x,
         phones=tokens.phones,
         contexts=tokens.contexts,
         speakers=tokens.speakers,
@@ -160,16 +91,16 @@ def score(tokens: Tokens, *, across: bool, distance: str, max_x_speakers: int | 
     )
 
 
-def _units_within(tokens: Tokens) -> Iterator[_Unit]:
+def _units_within(tokens: Tokens) -> Iterator[Unit]:
     none = np.zeros(0, np.int64)
     for run in _runs(tokens.context_T, tokens.speaker_T):
         phones, counts = np.unique(tokens.phone_T[run], return_counts=True)
         repeated = phones[counts > 1]
         if len(phones) > 1 and len(repeated):
-            yield _Unit(run, run, repeated, none)
+            yield Unit(run, run, repeated, none)
 
 
-def _units_across(tokens: Tokens, max_x_speakers: int | None, seed: int) -> Iterator[_Unit]:
+def _units_across(tokens: Tokens, max_x_speakers: int | None, seed: int) -> Iterator[Unit]:
     by_context: dict[int, list[slice]] = defaultdict(list)
     for run in _runs(tokens.context_T, tokens.speaker_T):
         by_context[int(tokens.context_T[run.start])].append(run)
@@ -195,118 +126,12 @@ def _units_across(tokens: Tokens, max_x_speakers: int | None, seed: int) -> Iter
                     x_phones[index, other].append(phone)
         for index, other in sorted({(min(pair), max(pair)) for pair in x_phones}):
             forth, back = x_phones.get((index, other), []), x_phones.get((other, index), [])
-            yield _Unit(runs[index], runs[other], np.asarray(forth, np.int64), np.asarray(back, np.int64))
-
-
-def _with_distances(tokens: Tokens, units: Sequence[_Unit], distance: str) -> Iterator[_Unit]:
-    """Yield the units with their distances; as many together as fit, so that small ones share the batches of the DTW."""
-    waiting: list[_Unit] = []
-    batch = _PairBatch(tokens, distance)
-    for unit in units:
-        for _ in batch.add(unit):
-            yield from waiting  # all of them are complete: the unit at hand is not among them yet
-            waiting = []
-        waiting.append(unit)
-    batch.flush()
-    yield from waiting
-
-
-class _PairBatch:
-    """Frame distances of several units in one flat buffer, and the pairs of tokens to be warped in it."""
-
-    def __init__(self, tokens: Tokens, distance: str) -> None:
-        self.tokens = tokens
-        self.distance = distance
-        self.buffer = torch.empty(_FLUSH_CELLS)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.size = 0
-        self.pairs: list[tuple[_Unit, Ints, Ints, Ints, Ints]] = []  # unit, i, j, start, row stride
-
-    def add(self, unit: _Unit) -> Iterator[None]:
-        """Add a unit's pairs; yields whenever the buffer was full and its pairs are done."""
-        num_rows, num_cols = (s.stop - s.start for s in (unit.rows, unit.cols))
-        unit.distances = np.full((num_rows, num_cols), np.nan, np.float32)
-        is_needed = _needed(self.tokens, unit)
-        first, length = self.tokens.first_T, self.tokens.length_T
-        col_end = int(first[unit.cols.stop - 1] + length[unit.cols.stop - 1])
-        begin = 0
-        while begin < num_rows:
-            # A tile is some rows against all columns; within one speaker the matrix is symmetric, and columns before the
-            # tile's rows are not needed.
-            skipped = begin if unit.is_within else 0
-            row_start, col_start = int(first[unit.rows.start + begin]), int(first[unit.cols.start + skipped])
-            width = col_end - col_start
-            end = begin + 1
-            frames = int(length[unit.rows.start + begin])
-            while end < num_rows and frames + length[unit.rows.start + end] <= _TILE_ROWS:
-                frames += int(length[unit.rows.start + end])
-                end += 1
-            i, j = np.nonzero(is_needed[begin:end, skipped:])
-            if len(i):
-                if self.size + frames * width > len(self.buffer):
-                    self.flush()
-                    yield
-                    if frames * width > len(self.buffer):
-                        self.buffer = torch.empty(frames * width)
-                i, j = i + begin, j + skipped
-                start = self.size + (first[unit.rows.start + i] - row_start) * width
-                start += first[unit.cols.start + j] - col_start
-                self.pairs.append((unit, i, j, start, np.full(len(i), width)))
-                self._fill(slice(row_start, row_start + frames), slice(col_start, col_end))
-            begin = end
-
-    def _fill(self, row: slice, col: slice) -> None:
-        rows, cols = self.tokens.values_ND[row], self.tokens.values_ND[col]
-        tile = self.buffer[self.size : self.size + len(rows) * len(cols)].view(len(rows), len(cols))
-        self.size += tile.numel()
-        if self.distance == "euclidean":
-            # Without the matrix product's cancellation: equal frames are at distance zero exactly.
-            tile.copy_(torch.cdist(rows, cols, compute_mode="donot_use_mm_for_euclid_dist"))
-        else:
-            torch.mm(rows, cols.T, out=tile)
-
-    def flush(self) -> None:
-        """Warp all pairs, give their distances to their units, and empty the buffer."""
-        if not self.pairs:
-            return
-        costs = self.buffer[: self.size]
-        if self.distance == "angular":
-            # Closer than 1e-6 to one, fp32 cannot tell a cosine from a rounded one; ties must stay ties.
-            costs.clamp_(-1, 1).masked_fill_(costs > 1 - 1e-6, 1.0).acos_().div_(torch.pi)
-        lengths = self.tokens.length_T
-        shape = np.concatenate(
-            [np.stack([lengths[u.rows.start + i], lengths[u.cols.start + j]], 1) for u, i, j, _, _ in self.pairs]
-        )
-        start = np.concatenate([start for *_, start, _ in self.pairs])
-        stride = np.stack([np.concatenate([width for *_, width in self.pairs]), np.ones(len(start), np.int64)], 1)
-        # The shorter token first: with equally cheap paths the distance might else depend on who is a and who is x.
-        is_tall = shape[:, 0] > shape[:, 1]
-        shape[is_tall] = shape[is_tall, ::-1]
-        stride[is_tall] = stride[is_tall, ::-1]
-        distances = dtw(costs.numpy(), start, stride, shape, num_threads=torch.get_num_threads())
-        done = 0
-        for unit, i, j, *_ in self.pairs:
-            part = distances[done : done + len(i)]
-            unit.distances[i, j] = part
-            if unit.is_within:
-                unit.distances[j, i] = part
-            done += len(i)
-        self._clear()
-
-
-def _needed(tokens: Tokens, unit: _Unit) -> npt.NDArray[np.bool_]:
-    row_phone, col_phone = tokens.phone_T[unit.rows], tokens.phone_T[unit.cols]
-    if unit.is_within:
-        is_x = np.isin(row_phone, unit.x_in_cols)
-        return np.triu(is_x[:, None] | is_x[None, :], k=1)
-    return np.isin(row_phone, unit.x_in_rows)[:, None] | np.isin(col_phone, unit.x_in_cols)[None, :]
+            yield Unit(runs[index], runs[other], np.asarray(forth, np.int64), np.asarray(back, np.int64))
 
 
 def _score_unit(
     tokens: Tokens,
-    unit: _Unit,
+    unit: Unit,
     ab: slice,
     x: slice,
     distances: npt.NDArray[np.float32],
@@ -360,11 +185,12 @@ def _leave_out_weights(tokens: Tokens, utterances: Ints) -> Floats:
     order = sorted(utterances.tolist(), key=lambda u: derive_seed("jackknife", tokens.utterances[u]))
     group = np.zeros(len(tokens.utterances), np.int64)
     group[order] = np.arange(len(order)) % num_groups
-    return (group[tokens.utterance_T][None] != np.arange(num_groups)[:, None]).astype(float)
+    weights_GT: Floats = (group[tokens.utterance_T][None] != np.arange(num_groups)[:, None]).astype(float)
+    return weights_GT
 
 
 def _speaker(tokens: Tokens, run: slice) -> str:
-    return tokens.speakers[tokens.speaker_T[run.start]]
+    return tokens.speakers[int(tokens.speaker_T[run.start])]
 
 
 def _runs(*keys_T: Ints) -> Iterator[slice]:
@@ -375,9 +201,3 @@ def _runs(*keys_T: Ints) -> Iterator[slice]:
     borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(keys_T[0])]
     for begin, end in itertools.pairwise(borders):
         yield slice(begin, end)
-
-
-def _codes(names: Sequence[Any]) -> tuple[Ints, list[Any]]:
-    known = sorted(set(names))
-    place = {name: index for index, name in enumerate(known)}
-    return np.fromiter((place[name] for name in names), np.int64, len(names)), known

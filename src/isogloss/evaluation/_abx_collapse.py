@@ -33,9 +33,9 @@ def estimate(cells: Cells, *, resamples: int, level: float, seed: int) -> tuple[
     if len(present) < MIN_CLUSTERS:  # a single utterance
         return _jackknife(value, np.zeros(0), cells.num_utterances, level, ""), np.zeros(0)
     weights_RU = resample_weights(len(present), resamples, seed)
-    people, column_K = np.unique(np.stack([speaker_K, speaker_x_K]), axis=1, return_inverse=True)
-    side_2Q = np.searchsorted(present, people)
-    side, side_x = side_2Q[0], side_2Q[1]
+    # One column for each speaker, or each pair of speakers, that has cells.
+    sides, column_K = np.unique(speaker_K * len(cells.speakers) + speaker_x_K, return_inverse=True)
+    side, side_x = (np.searchsorted(present, part) for part in np.divmod(sides, len(cells.speakers)))
     weights_RQ = weights_RU[:, side]
     if (side != side_x).any():
         weights_RQ = weights_RQ * weights_RU[:, side_x]

@@ -20,7 +20,8 @@ import torch
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.rng import derive_seed
 from isogloss.evaluation import _abx_collapse as collapse
-from isogloss.evaluation._abx_cells import Cells, Tokens, score
+from isogloss.evaluation._abx_cells import Cells, score
+from isogloss.evaluation._abx_distances import Tokens
 from isogloss.evaluation._dtw import MAX_FRAMES
 from isogloss.evaluation.bootstrap import Estimate
 from isogloss.evaluation.labels import is_silence
