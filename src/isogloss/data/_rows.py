@@ -130,6 +130,16 @@ def stem_of(file_name: str) -> str:
     return printable("-".join(parts)).replace(" ", "_")
 
 
+def language_tag(code: str | None, place: str) -> str | None:
+    """Return the tag of a language code that stands at `place`, None for none."""
+    if not code:
+        return None
+    try:
+        return normalize_language(code).tag
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
 def gender_of(value: Any) -> str | None:
     """Return "male", "female" or None."""
     return _GENDERS.get(str(value).strip().casefold()) if value is not None else None
@@ -221,7 +231,7 @@ def _cut(row: Row, header: AudioHeader, source: str, language: str | None) -> Mo
         duration=length,
         channel=0,
         text=row.text,
-        language=normalize_language(tag).tag if tag else None,
+        language=language_tag(tag, row.place),
         speaker=row.speaker,
         gender=row.gender,
     )
@@ -270,14 +280,14 @@ def _fold_translations(custom: dict[str, Any], place: str) -> None:
     translations: dict[str, Any] = {}
     language = custom.pop("translation_language", None)
     if "translation" in custom:
-        key = normalize_language(str(language)).tag if language else "und"
+        key = str(language_tag(str(language), place)) if language else "und"
         translations[key] = str(custom.pop("translation"))
     for key in [key for key in custom if key.startswith("translation_")]:
-        translations[normalize_language(key.removeprefix("translation_")).tag] = str(custom.pop(key))
+        translations[str(language_tag(key.removeprefix("translation_"), place))] = str(custom.pop(key))
     given = custom.get("translations")
     if given is not None:
         if not isinstance(given, dict):
             raise DataError(f"{place}: `translations` must be an object of language and text")
-        translations.update({normalize_language(str(k)).tag: str(v) for k, v in given.items()})
+        translations.update({str(language_tag(str(k), place)): str(v) for k, v in given.items()})
     if translations:
         custom["translations"] = translations

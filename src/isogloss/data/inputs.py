@@ -15,7 +15,7 @@ from lhotse import CutSet, MonoCut
 
 from isogloss.core.errors import DataError
 from isogloss.data._paths import PathLike, printable
-from isogloss.data._rows import Rejected, Row, cuts_of_rows, name_rows
+from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_rows
 from isogloss.data._tables import (
     first_line,
     json_object,
@@ -151,7 +151,7 @@ def _lhotse_cuts(path: Path, language: str | None) -> Iterator[MonoCut]:
         if cut.id in seen:
             raise DataError(f"{place}: the id {cut.id!r} was used before, at line {seen[cut.id]}; ids must be unique")
         seen[cut.id] = number
-        yield _with_language(cut, language)
+        yield _with_language(cut, language, place)
 
 
 class _ShardCuts:
@@ -171,11 +171,10 @@ class _ShardCuts:
             audio = cut.recording.sources[0]
             audio.type = "memory"
             audio.source = read_member(archives[member.shard], member.offset, member.size, cut.id)
-            yield _with_language(cut, self._language)
+            yield _with_language(cut, self._language, place)
 
 
-def _with_language(cut: MonoCut, language: str | None) -> MonoCut:
+def _with_language(cut: MonoCut, language: str | None, place: str) -> MonoCut:
     for supervision in cut.supervisions:
-        tag = supervision.language or language
-        supervision.language = normalize_language(tag).tag if tag else None
+        supervision.language = language_tag(supervision.language or language, place)
     return cut

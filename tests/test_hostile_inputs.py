@@ -1,0 +1,228 @@
+"""Nothing that comes from outside is executed: each hostile item is refused by name, or used as the plain data that it is.
+
+The canary is a file that any of the payloads would create.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import socket
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_helpers import cut_of, speechlike, write
+from isogloss.core.errors import DataError
+from isogloss.data.audio import AudioError, read_audio
+from isogloss.data.audit import audit
+from isogloss.data.index import CorpusIndex
+from isogloss.data.inputs import Rejected, iterate_corpus, open_corpus, write_corpus
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The name of a file in the working directory that must never come to be; connections are refused too."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists()
+    assert not list(tmp_path.rglob("canary*"))
+
+
+def _line(folder: Path) -> dict[str, Any]:
+    path = folder / "a.wav"
+    if not path.exists():
+        write(path, speechlike(0.3))
+    line: dict[str, Any] = cut_of(path).to_dict()
+    return line
+
+
+def _source(kind: str, source: str) -> Any:
+    def change(line: dict[str, Any]) -> None:
+        line["recording"]["sources"][0].update(type=kind, source=source)
+
+    return change
+
+
+LHOTSE = {
+    "command": _source("command", "touch canary"),
+    "pipe in a file": _source("file", "pipe:touch canary"),
+    "url": _source("url", "http://localhost:1/a.wav"),
+    "address as a file": _source("file", "http://localhost:1/a.wav"),
+    "s3 as a file": _source("file", "s3://bucket/a.wav"),
+    "unknown type": _source("eval", "open('canary', 'w')"),
+    "a type that is a list": lambda line: line["recording"]["sources"][0].update(type=["command"]),
+    "a source that is a list": lambda line: line["recording"]["sources"][0].update(source=["touch canary"]),
+    "zero byte": _source("file", "a.wav\0;touch canary"),
+    "transforms": lambda line: line["recording"].update(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]),
+    "another type of cut": lambda line: line.update(type="MixedCut", tracks=[]),
+    "class name": lambda line: line.update(type="os.system"),
+    "features only": lambda line: (line.pop("recording"), line.update(features={"storage_type": "lilcom_url"})),
+    "a command beside a file": lambda line: line["recording"]["sources"].append(
+        {"type": "command", "channels": [1], "source": "touch canary"}
+    ),
+    "negative start": lambda line: line.update(start=-1),
+    "infinite duration": lambda line: line.update(duration=float("inf")),
+    "no supervisions list": lambda line: line.update(supervisions={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("case", LHOTSE)
+def test_lhotse_manifests(canary: Path, tmp_path: Path, case: str) -> None:
+    line = _line(tmp_path)
+    LHOTSE[case](line)
+    path = tmp_path / "cuts.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    for use in (open_corpus, lambda p: list(iterate_corpus(p)), lambda p: CorpusIndex.build(p, tmp_path / "index")):
+        with pytest.raises(DataError, match=r"cuts\.jsonl:1: "):
+            use(path)
+
+
+def test_a_command_in_a_cut_object_is_not_run_either(canary: Path, tmp_path: Path) -> None:
+    cut = cut_of(write(tmp_path / "a.wav", speechlike(0.3)))
+    cut.recording.sources[0].type, cut.recording.sources[0].source = "command", "touch canary"
+    with pytest.raises(AudioError, match="not opened"):
+        read_audio(cut)
+    assert audit([cut], num_workers=1).verdicts == {"source": 1}
+
+
+NAMES = {
+    "pipe": ("pipe:touch canary", "is a command"),
+    "kaldi pipe": ("touch canary |", "is a command"),
+    "kaldi pipe with spaces": ("sox a.wav -t wav - |  ", "is a command"),
+    "address": ("https://localhost:1/a.wav", "is an address"),
+    "file address": ("file:///etc/passwd", "is an address"),
+    "zero byte": ("a.wav\0b", "zero byte"),
+    "parent": ("../../etc/passwd", "leaves the corpus folder"),
+    "hidden parent": ("audio/../../x.wav", "leaves the corpus folder"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+@pytest.mark.parametrize("form", ["metadata.csv", "metadata.jsonl", "nemo.json", "t.tsv", "wav.scp"])
+def test_paths_of_other_manifests(canary: Path, tmp_path: Path, form: str, case: str) -> None:
+    name, reason = NAMES[case]
+    if form == "wav.scp" and case == "zero byte":
+        name = "x\0y"
+    content = {
+        "metadata.csv": f'file_name\n"{name}"\n',
+        "metadata.jsonl": json.dumps({"file_name": name}),
+        "nemo.json": json.dumps({"audio_filepath": name, "duration": 1}),
+        "t.tsv": f".\n{name}\t100\n",
+        "wav.scp": f"r1 {name}\n",
+    }[form]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / form).write_text(content)
+    with pytest.raises(DataError, match=reason):
+        list(iterate_corpus(folder / form if form in ("nemo.json", "t.tsv") else folder))
+
+
+def test_names_with_shell_words_are_names(canary: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    names = [
+        "a;touch canary;.sph",
+        "$(touch canary).wav",
+        "`touch canary`.wav",
+        "x|touch canary.wav",
+        "a&touch canary&.flac",
+        "-rf.wav",
+    ]
+    for number, name in enumerate(names):
+        plain = write(folder / "plain.wav", speechlike(0.3, number))
+        plain.rename(folder / name)
+    report = audit(iterate_corpus(folder), num_workers=1)
+    assert len(report.cuts) == len(names)
+    write_corpus(report.cuts, folder)
+    assert len(open_corpus(folder)) == len(names)
+
+
+def test_absolute_paths_to_what_is_no_audio_are_rejected_and_never_shown(canary: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the password is swordfish")
+    (tmp_path / "metadata.csv").write_text(f"file_name\n{secret}\n/dev/zero\n/proc/self/mem\n/dev/tty\n")
+    items = list(iterate_corpus(tmp_path))
+    assert all(isinstance(item, Rejected) for item in items)
+    assert "swordfish" not in repr(items)
+
+
+def test_pickles_and_code_named_like_recordings_and_manifests(canary: Path, tmp_path: Path) -> None:
+    payload = b"cos\nsystem\n(S'touch canary'\ntR."  # protocol 0: runs as soon as anything unpickles it
+    folder = tmp_path / "corpus"
+    for name in ("a.wav", "b.flac", "c.mp3", "d.opus", "e.ogg"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(payload)
+    assert [item.verdict for item in iterate_corpus(folder) if isinstance(item, Rejected)] == ["unreadable"] * 5
+    for name in ("cuts.jsonl", "metadata.csv", "metadata.jsonl", "t.tsv"):
+        path = tmp_path / name
+        path.write_bytes(payload)
+        with pytest.raises(DataError):
+            open_corpus(path)
+        path.unlink()
+
+
+def test_a_line_without_end_does_not_fill_the_memory(canary: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cuts.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=9) as stream:  # a bomb: 40 kB that unpack to 40 MB
+        for _ in range(40):
+            stream.write(b'{"a": "' + b"x" * (1 << 20))
+    with pytest.raises(DataError, match="longer than"):
+        open_corpus(path)
+
+
+def _shar(folder: Path, members: list[tuple[tarfile.TarInfo, bytes]], lines: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    with gzip.open(folder / "cuts.000000.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+    with tarfile.open(folder / "recording.000000.tar", "w") as archive:
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def _member(
+    name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(data) if kind == tarfile.REGTYPE else 0
+    return info, data if kind == tarfile.REGTYPE else b""
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [_member("../canary.flac"), _member("../canary.json")],
+        [_member("/tmp/canary.flac"), _member("/tmp/canary.json")],
+        [_member("a.flac", kind=tarfile.SYMTYPE, link="/etc/passwd"), _member("a.json")],
+        [_member("a.flac", kind=tarfile.LNKTYPE, link="../x"), _member("a.json")],
+        [_member("a.flac", kind=tarfile.CHRTYPE), _member("a.json")],
+        [_member("a.flac", kind=tarfile.FIFOTYPE), _member("a.json")],
+        [_member("a.flac")],
+        [],
+    ],
+)
+def test_archives_are_read_in_place_and_never_unpacked(canary: Path, tmp_path: Path, members: list[Any]) -> None:
+    line = _line(tmp_path)
+    line["id"] = "a"
+    line["recording"]["sources"] = [{"type": "shar", "channels": [0], "source": ""}]
+    folder = _shar(tmp_path / "shar", members, [line])
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"recording\.000000\.tar"):
+        list(iterate_corpus(folder))
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_no_audio_in_a_shard_is_rejected_by_the_audit(canary: Path, tmp_path: Path) -> None:
+    line = _line(tmp_path)
+    line["recording"]["sources"] = [{"type": "shar", "channels": [0], "source": ""}]
+    folder = _shar(tmp_path / "shar", [_member("a.flac", b"cos\nsystem\n"), _member("a.json", b"{}")], [line])
+    assert audit(iterate_corpus(folder), num_workers=1).verdicts == {"unreadable": 1}
