@@ -184,3 +184,24 @@ def test_errors_say_what_is_wrong() -> None:
         ratio_of_sums([1, 2], [3, 4], clusters=["a"])
     with pytest.raises(DataError, match="`level`"):
         ratio_of_sums([1, 2], [3, 4], level=95)
+
+
+def test_few_units_widen_the_percentiles_as_a_t_interval_would() -> None:
+    counts = np.random.default_rng(9).normal(size=(6, 1))
+    estimate = bootstrap(counts, lambda sums: sums[:, 0], seed=2)
+    tail = stats.norm.cdf(stats.t.ppf(0.025, 5) * math.sqrt(6 / 5))  # 0.24 % instead of 2.5 %
+    values = (module.resample_weights(6, 2000, 2) @ counts)[:, 0]
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(values, [tail, 1 - tail])))
+    assert tail < 0.003
+
+
+def test_recentred_replicates_have_the_value_as_their_mean() -> None:
+    # The mean squared weight of an item is 1, but about 2 in a resample.
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.asarray((weights**2).mean(1))
+
+    plain = bootstrap_weighted(statistic, 40)
+    moved = bootstrap_weighted(statistic, 40, recentre=True)
+    assert plain.low > 1 == plain.value == moved.value
+    assert moved.low < 1 < moved.high
+    assert moved.high - moved.low == pytest.approx(plain.high - plain.low)
