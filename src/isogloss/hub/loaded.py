@@ -90,8 +90,6 @@ def assemble(found: Found, path: Path) -> Loaded:
             f"{path}: the tensors do not fit the model that its configuration describes: {'; '.join(faults[:_SHOWN])}{more}"
         )
     encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(True)
     encoder.eval()
     return Loaded(encoder, found.heads, found.objective_tree, found.report)
 
