@@ -9,7 +9,8 @@ hidden frames of the same utterance. With M hidden frames,
 
     loss = Σ InfoNCE + M · diversity_weight · (GV − perplexity)/GV + feature_penalty · Σ_i M_i · mean(features_i²)
 
-The penalty is taken utterance by utterance; where all have one length, as in fairseq's cropped batches, that is its formula.
+The penalty is taken utterance by utterance, so that it adds up; where all have one length and equally many hidden frames, as in
+fairseq's batches, it is fairseq's.
 """
 
 from __future__ import annotations
