@@ -139,6 +139,17 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_update(corpus: Path
     assert time.monotonic() - began < 60
 
 
+def test_a_signal_to_the_whole_process_group_spares_the_workers(corpus: Path, tmp_path: Path) -> None:
+    # as a scheduler sends it: to the main process and to its loader's workers alike
+    options: dict[str, Any] = {"updates": 100_000, "checkpoint_every": 100_000, "data": {"num_workers": 2}}
+    (process,) = fakes.launch(corpus, tmp_path, **options)
+    fakes.wait_for_step(tmp_path, 2, [process])
+    process.send_to_group(signal.SIGTERM)
+    ((code, said),) = fakes.finish([process])
+    assert code == 143, said
+    assert len(Checkpoints(tmp_path).steps()) == 1
+
+
 def test_nan_on_one_rank_stops_both_and_names_its_utterances(corpus: Path, tmp_path: Path) -> None:
     ended = fakes.finish(fakes.launch(corpus, tmp_path, ranks=2, bad_rank=1))
     assert [code for code, _ in ended] == [1, 1], ended

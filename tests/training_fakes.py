@@ -197,6 +197,9 @@ class Forked:
     def send(self, number: int) -> None:
         os.kill(self.process.pid, number)  # type: ignore[arg-type]
 
+    def send_to_group(self, number: int) -> None:
+        os.killpg(self.process.pid, number)  # type: ignore[arg-type]
+
     def is_running(self) -> bool:
         return self.process.is_alive()
 
@@ -249,6 +252,7 @@ def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environmen
     from isogloss.core.errors import IsoglossError
     from isogloss.training.parallel import explained_failures
 
+    os.setpgid(0, 0)
     file = os.open(said, os.O_WRONLY)
     os.dup2(file, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)

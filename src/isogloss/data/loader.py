@@ -205,9 +205,15 @@ class _Tasks:
 
 
 def _start_worker(worker: int) -> None:
-    """Keep a worker to one thread, and leave Ctrl-C to the main process."""
+    """Keep a worker to one thread, and leave the signals that a scheduler sends to a whole process group to the main process.
+
+    It will want this worker's batches to finish its update. Ctrl-C and SIGUSR1 are ignored; of SIGTERM the first, since a
+    worker that hangs must still be ended.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _shortest(num_frames: Callable[[int], int]) -> int:
