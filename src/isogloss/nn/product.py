@@ -36,7 +36,7 @@ def linear(values_RD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -
 
 def multiply(left_RK: Tensor, right_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Return left · rightᵀ (+ bias) without a gradient; either may be a transposed view."""
-    if is_fast(left_RK, right_OK):
+    if is_fast(left_RK, right_OK) and _is_plain(left_RK) and _is_plain(right_OK):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(left_RK, right_OK, bias_O, "none", [], "")
         return out
     return left_RK @ right_OK.t() if bias_O is None else torch.addmm(bias_O, left_RK, right_OK.t())
@@ -52,6 +52,12 @@ def is_fast(values_RD: Tensor, weight_OD: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and _has_onednn()
     )
+
+
+def _is_plain(matrix: Tensor) -> bool:
+    """Whether a matrix, or its transpose, is rows in memory one after the other: oneDNN takes no overlapping or expanded ones."""
+    (rows, columns), (down, across) = matrix.shape, matrix.stride()
+    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
 
 
 @functools.cache
