@@ -59,9 +59,15 @@ def make_pooled(rng: np.random.Generator, language: float, speaker: float, chann
 
 def test_speaker_folds_never_share_a_speaker_and_test_each_once() -> None:
     rng = np.random.default_rng(0)
-    languages = ["a"] * 40 + ["b"] * 25 + ["c"] * 10
-    # "s0" speaks two languages; c has one speaker.
-    speakers = [f"s{i}" for i in rng.integers(7, size=40)] + [f"t{i % 2}" for i in range(24)] + ["s0"] + ["only"] * 10
+    languages = ["a"] * 40 + ["b"] * 25 + ["c"] * 10 + ["d"] * 3
+    # "s0" speaks two languages; c has one speaker, and so has d: one who is tested in a.
+    speakers = (
+        [f"s{i}" for i in rng.integers(7, size=40)]
+        + [f"t{i % 2}" for i in range(24)]
+        + ["s0"]
+        + ["only"] * 10
+        + ["s1"] * 3
+    )
     folds = speaker_folds(languages, speakers, 5)
     tested = np.concatenate([test for _, test in folds])
     assert len(set(tested)) == len(tested)
