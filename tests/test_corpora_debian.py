@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from fake_debian import FakeArchive, build_deb
 from isogloss.core.errors import DataError
@@ -257,6 +258,28 @@ dialogStr("%s")
     assert cuts["fillets/share/konec"].supervisions[0].text == "Konec."
 
 
+def test_prompts_whose_text_is_a_remark_are_dropped_and_names_differ_in_case(archive, tmp_path):
+    sounds = "usr/share/asterisk/sounds/fr_CA_f_June"
+    names = ("hello", "bell", "jingle", "digits/1F", "unknown")
+    archive.add(
+        "asterisk-core-sounds-fr-g722",
+        {f"{sounds}/{name}.wav": wav(0.5, 200 + 20 * number) for number, name in enumerate(names)},
+    )
+    text = "hello: Bonjour.\nbell: [une cloche]\njingle: (musique)\ndigits/1f: une\n"
+    name = "asterisk-core-sounds-fr"
+    archive.add(name, {f"usr/share/doc/{name}/core-sounds-fr.txt.gz": gzip.compress(text.encode())})
+    report = debian.prepare(tmp_path / "out", languages=["fr"], packages=["asterisk-core-sounds-fr-g722"])
+    assert report["dropped_by_reason"] == {"a tone or noise": 2}
+    assert report["remarks"]["asterisk-core-sounds-fr-g722"] == {"no transcript in the package": 1}
+    cuts = {cut.custom["prompt"]: cut.supervisions[0] for cut in open_corpus(tmp_path / "out")}
+    assert {prompt: supervision.text for prompt, supervision in cuts.items()} == {
+        "asterisk/hello": "Bonjour.",
+        "asterisk/digits/1F": "une",
+        "asterisk/unknown": None,
+    }
+    assert cuts["asterisk/hello"].language == "fr"
+
+
 def test_stamps_keep_the_audio_and_drop_the_text_where_it_was_edited(archive, tmp_path):
     stamps = "usr/share/tuxpaint/stamps/animals"
     text = "A cat.\nfr.utf8=Un chat.\nca.utf8=Un gat.\nsr@latin.utf8=Mačka.\npt_BR.utf8=Um gato.\n"
@@ -394,7 +417,9 @@ def test_resampling_scales_down_rather_than_clips(tmp_path):
     decoded_T, rate = decode(path)
     assert rate == 44_100
     assert np.abs(decoded_T).max() == 32_767
-    assert (np.abs(decoded_T) >= 32_766).sum() < 20  # one overshoot, not flat tops
+    exact_T = soxr.resample(square_T, 44_100, 16_000)
+    assert np.abs(exact_T).max() > 1.02
+    assert decoded_T / 32_767 == pytest.approx(exact_T / np.abs(exact_T).max(), abs=1e-4)
 
 
 def test_a_recording_that_is_not_finite_is_named(tmp_path):

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from isogloss.core.errors import DataError, MissingExtraError
-from isogloss.core.rng import derive_seed
 
 _UNITS = (
     *("length-kilometer", "length-meter", "length-mile", "mass-kilogram", "mass-gram", "volume-liter"),
@@ -43,6 +42,8 @@ def parallel_sentences(
     numbers that all the languages have. It depends on the seed, the speaker and the set of languages. Raises `DataError` if
     the languages share no content.
     """
+    from isogloss.core.rng import derive_seed  # torch, which the names themselves do not need
+
     texts = {language: _content(language) for language in languages}
     shared = sorted(set.intersection(*(set(known) for known in texts.values())))
     if len(shared) < items[1]:
