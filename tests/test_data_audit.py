@@ -18,6 +18,7 @@ from lhotse import CutSet
 from data_helpers import FORMATS, cut_of, speechlike, write
 from isogloss.core.errors import DataError
 from isogloss.data import _examine
+from isogloss.data._containers import check_container
 from isogloss.data._examine import Examiner, Window, examine
 from isogloss.data.audit import audit
 from isogloss.data.inputs import Rejected, iterate_corpus, open_corpus, write_corpus
@@ -60,6 +61,13 @@ def _half(data: bytearray) -> bytes:
     return bytes(data[: len(data) // 2])
 
 
+def _half_wav(data: bytearray) -> bytes:
+    """Cut a WAV and mend the outer size only, as some copying tools do."""
+    half = data[: len(data) // 2]
+    half[4:8] = struct.pack("<I", len(half) - 8)
+    return bytes(half)
+
+
 def _drop_page(data: bytearray) -> bytes:
     pages = data.split(b"OggS")
     return b"OggS".join([*pages[:3], *pages[4:]])
@@ -90,6 +98,7 @@ ZOO: dict[str, tuple[Maker, str]] = {
     "a-device.wav": (lambda path: path.symlink_to("/dev/zero"), "not a file"),
     "dangling.wav": (lambda path: path.symlink_to(path.parent / "gone"), "missing"),
     "half.wav": (_changed(_half), "truncated"),
+    "half-with-new-riff-size.wav": (_changed(_half_wav), "truncated"),
     "half.flac": (_changed(_half), "damaged"),
     "half.ogg": (_changed(_half, seconds=20.0), "truncated"),
     "half.opus": (_changed(_half, seconds=20.0), "truncated"),
@@ -260,6 +269,22 @@ def test_fuzzed_flac_and_ogg_are_found_without_an_earlier_hash(tmp_path: Path) -
             found = examine(bytes(fuzzed), [Window(0, 9_600, None)])
             # a flip in a comment or in padding changes nothing that is heard
             assert found.verdict or found.windows[0].sha256 == true
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_an_mp3_that_lost_frames_is_found_by_the_count_in_its_header(tmp_path: Path, keep: float) -> None:
+    def fault(verdict: str, message: str) -> Exception:
+        return DataError(f"{verdict}: {message}")
+
+    data = write(tmp_path / "a.mp3", speechlike(4.0)).read_bytes()
+    assert check_container(data, "MP3", fault) == []
+    with pytest.raises(DataError, match=r"truncated: its header promises \d+ frames but \d+ are there"):
+        check_container(data[: int(len(data) * keep)], "MP3", fault)
+    headless = data.replace(b"Xing", b"none").replace(b"Info", b"none")
+    assert check_container(headless, "MP3", fault) == []
+    assert check_container(headless[:-7], "MP3", fault) == [
+        "the last MP3 frame is not whole: the recording was probably stopped or cut short"
+    ]
 
 
 def test_manifest_that_contradicts_the_file(tmp_path: Path) -> None:
