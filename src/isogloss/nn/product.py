@@ -36,8 +36,8 @@ def linear(values_RD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -
 
 def multiply(left_RK: Tensor, right_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Return left · rightᵀ (+ bias) without a gradient; either may be a transposed view."""
-    if is_fast(left_RK, right_OK) and _is_plain(left_RK) and _is_plain(right_OK):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(left_RK, right_OK, bias_O, "none", [], "")
+    if is_fast(left_RK, right_OK):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left_RK), _dense(right_OK), bias_O, "none", [], "")
         return out
     return left_RK @ right_OK.t() if bias_O is None else torch.addmm(bias_O, left_RK, right_OK.t())
 
@@ -54,10 +54,9 @@ def is_fast(values_RD: Tensor, weight_OD: Tensor) -> bool:
     )
 
 
-def _is_plain(matrix: Tensor) -> bool:
-    """Whether a matrix, or its transpose, is rows in memory one after the other: oneDNN takes no overlapping or expanded ones."""
-    (rows, columns), (down, across) = matrix.shape, matrix.stride()
-    return (across == 1 and down >= columns) or (down == 1 and across >= rows)
+def _dense(matrix: Tensor) -> Tensor:
+    # oneDNN takes no overlapping or expanded rows, and for rows with gaps, transposed, it has nothing but a slow reference.
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 @functools.cache
