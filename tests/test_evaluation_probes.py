@@ -23,8 +23,8 @@ from isogloss.evaluation.labels import (
 )
 from isogloss.evaluation.layer_weights import fit_layer_mixture
 from isogloss.evaluation.linear import fit_path
-from isogloss.evaluation.probes import ProbeSplits, best_on_dev, gather_frames, probe_phones
-from planted import PHONES, PlantedSource, make_cut, planted_splits
+from isogloss.evaluation.probes import ProbeSplits, best_on_dev, gather_frames, probe_phones, speaker_of
+from planted import PHONES, PlantedSource, make_cut, planted_splits, random_cuts
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,7 @@ def test_phone_probe_finds_the_planted_layer(splits: ProbeSplits) -> None:
     assert results[0].accuracy < 0.45
     assert best.correct_B.sum() / best.total_B.sum() == pytest.approx(best.accuracy)
     assert best.labels == "gold"
+    assert None not in best.speakers
     assert len(best.ids) == len(best.speakers) == len(splits.test)
     assert set(best.recalls) == set(PHONES)
     assert best.macro_accuracy == pytest.approx(np.mean(list(best.recalls.values())))
@@ -187,3 +188,11 @@ def test_learned_layer_weights_find_the_planted_layer() -> None:
     assert mixture.weights_L.argmax() == 2
     assert mixture.weights_L[2] > 0.7
     assert (mixture.predict(values) == labels.numpy()).mean() > 0.95
+
+
+def test_recordings_are_not_called_speakers(splits: ProbeSplits) -> None:
+    for cut in (untold := random_cuts(4, 9, "untold")):
+        cut.supervisions[0].speaker = None
+    result = probe_phones(PlantedSource(), ProbeSplits(splits.train, splits.dev, untold), layers=[1])[0]
+    assert result.speakers == [None] * 4
+    assert len({speaker_of(cut) for cut in untold}) == 4

@@ -152,7 +152,7 @@ class _Counts:
     """Correct and all, by utterance."""
 
     ids: list[str]
-    speakers: list[str]
+    speakers: list[str | None]
     counts_B2: Array
 
 

@@ -38,7 +38,7 @@ class AlignerSettings:
     max_epochs: int = 40
     utterances_per_update: int = 4
     learning_rate: float = 2e-3
-    prior_scale: float = 0.6
+    prior_scale: float = 0.3
     seed: int = 0
 
 

@@ -24,7 +24,7 @@ from isogloss.core.types import Packed
 from isogloss.evaluation.features import FeatureSource, Progress
 from isogloss.evaluation.labels import Inventory, alignment_items, alignment_kind, phone_sequence
 from isogloss.evaluation.metrics import edit_counts
-from isogloss.evaluation.probes import ProbeSplits, speaker_of
+from isogloss.evaluation.probes import ProbeSplits, known_speaker
 from isogloss.losses.ctc import ctc_loss, min_frames, prefix_beam_search
 
 
@@ -57,7 +57,7 @@ class CtcProbe:
     num_phones_B: npt.NDArray[Any]
     hypotheses: list[list[str]]
     ids: list[str]
-    speakers: list[str]
+    speakers: list[str | None]
     kernel: int
     stride: int
     best_epoch: int
@@ -204,7 +204,7 @@ def _test(
         num_phones_B=num_phones_B,
         hypotheses=hypotheses,
         ids=[cut.id for cut in splits.test],
-        speakers=[speaker_of(cut) for cut in splits.test],
+        speakers=[known_speaker(cut) for cut in splits.test],
         kernel=int(head.conv.kernel_size[0]),
         stride=int(head.conv.stride[0]),
         best_epoch=int(np.argmin(losses)) + 1,

@@ -19,7 +19,7 @@ from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
 from isogloss.evaluation.features import FeatureSource
 from isogloss.evaluation.linear import fit_path
-from isogloss.evaluation.probes import speaker_of
+from isogloss.evaluation.probes import known_speaker, speaker_of
 from isogloss.evaluation.spectral import SpectralSource
 
 Array = npt.NDArray[Any]
@@ -49,6 +49,7 @@ class Pooled:
     speakers: list[str]
     sources: list[str]  # families, see `source_family`
     seconds_B: Array
+    unknown_speakers: frozenset[str] = frozenset()  # of `speakers`, those that stand for a recording
 
 
 @dataclass
@@ -68,7 +69,7 @@ class LidResult:
     ids: list[str]
     languages: list[str]
     predictions: list[str]
-    speakers: list[str]
+    speakers: list[str | None]
     sources: list[str]
     classes: list[str]
     scores_BC: Array
@@ -105,6 +106,7 @@ def pool(source: FeatureSource, cuts: Sequence[Any], settings: LidSettings | Non
         speakers=[speaker_of(cut) for cut in kept],
         sources=[source_family(cut) for cut in kept],
         seconds_B=np.array([float(cut.duration) for cut in kept]),
+        unknown_speakers=frozenset(speaker_of(cut) for cut in kept if known_speaker(cut) is None),
     )
 
 
@@ -267,7 +269,7 @@ def probe_language(
         ids=[pooled.ids[i] for i in tested],
         languages=[pooled.languages[i] for i in tested],
         predictions=[classes[i] for i in predicted],
-        speakers=[pooled.speakers[i] for i in tested],
+        speakers=[None if (s := pooled.speakers[i]) in pooled.unknown_speakers else s for i in tested],
         sources=[pooled.sources[i] for i in tested],
         classes=classes,
         scores_BC=scores_BC[tested],

@@ -142,7 +142,7 @@ def lid_counts(result: LidResult) -> Any:
 
 
 def difference_record(
-    ours: ResultRecord, theirs: ResultRecord, counts: tuple[Any, Any], speakers: list[str]
+    ours: ResultRecord, theirs: ResultRecord, counts: tuple[Any, Any], speakers: list[str | None]
 ) -> ResultRecord:
     """Return the paired difference of two systems' ratios on the same test utterances, ours − theirs."""
     estimate = paired_difference(counts[0], counts[1], ratio, clusters=speakers)

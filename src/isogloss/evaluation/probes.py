@@ -70,7 +70,7 @@ class PhoneProbe:
     correct_B: Array
     total_B: Array
     ids: list[str]
-    speakers: list[str]
+    speakers: list[str | None]
     weight_decay: float
     is_converged: bool
     num_train_frames: int
@@ -198,7 +198,7 @@ def _test(
         correct_B=np.array(correct),
         total_B=np.array(total),
         ids=[cut.id for cut in splits.test],
-        speakers=[speaker_of(cut) for cut in splits.test],
+        speakers=[known_speaker(cut) for cut in splits.test],
         weight_decay=model.weight_decay,
         is_converged=model.is_converged,
         num_train_frames=num_train_frames,
@@ -209,7 +209,11 @@ def _test(
     )
 
 
+def known_speaker(cut: Any) -> str | None:
+    """Return the speaker of a cut, None where the corpus does not tell."""
+    return next((str(s.speaker) for s in cut.supervisions if s.speaker), None)
+
+
 def speaker_of(cut: Any) -> str:
-    """Return the speaker of a cut, its recording where none is known."""
-    speakers = [s.speaker for s in cut.supervisions if s.speaker]
-    return str(speakers[0]) if speakers else str(cut.recording_id if cut.has_recording else cut.id)
+    """Return what to keep on one side of a split: the speaker of a cut, its recording where no speaker is known."""
+    return known_speaker(cut) or str(cut.recording_id if cut.has_recording else cut.id)
