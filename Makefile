@@ -18,7 +18,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[phones,hf,vad,debian]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[phones,vad,debian]'
 	@touch $@
 
 demo: $(STAMP)

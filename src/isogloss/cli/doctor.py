@@ -141,9 +141,7 @@ def extras() -> list[Finding]:
         "phones": "espeakng-loader",
         "vad": "silero-vad",
         "debian": "av",
-        "hf": "transformers",
         "energy": "nvidia-ml-py",
-        "track": "tensorboard",
     }
     return [
         (GOOD, f"extra {extra}", f"{package} {installed[package]}")
