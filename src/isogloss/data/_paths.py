@@ -23,15 +23,6 @@ def from_printable(text: str) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def is_utf8(path: PathLike) -> bool:
-    """True if the name of the file is UTF-8, as manifests and most programs need it."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _escape(character: str) -> str:
     if character == "\\":
         return "\\\\"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.core.errors import DataError
-from isogloss.data._paths import is_utf8, printable
+from isogloss.data._paths import printable
 from isogloss.data._rows import COLUMN_NAMES, Row, gender_of, path_below, row_of_fields, stem_of
 from isogloss.data.audio import SUFFIXES
 from isogloss.data.cut_lines import read_lines
@@ -270,8 +270,3 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(parent) / name
         # a folder named like a recording is named in the report too
         yield from (Path(parent) / name for name in folders if os.path.splitext(name)[1].casefold() in SUFFIXES)  # noqa: PTH122
-
-
-def undecodable_names(folder: Path) -> list[str]:
-    """Return the printable names of audio files whose names are not UTF-8."""
-    return [printable(path) for path in _walk(folder) if not is_utf8(path)]
