@@ -336,4 +336,4 @@ def _needs(source: Source) -> list[str]:
 
 
 def _processors() -> int:
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return max(1, min(16, os.cpu_count() or 1))
