@@ -83,6 +83,17 @@ def test_same_seed_same_weights_and_another_seed_others(corpus: Path, tmp_path: 
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_dropout_is_drawn_anew_for_each_update_and_bin(corpus: Path, tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    def look(batch: Any) -> bool:
+        seeds.append(torch.initial_seed())
+        return False
+
+    fakes.run(fakes.make_job(corpus, updates=3, poison=look), tmp_path)
+    assert len(set(seeds)) == len(seeds) == 12
+
+
 class Scripted:
     """A loader that yields what it is given."""
 
