@@ -16,7 +16,8 @@ from isogloss.nn.attention import PackedAttention, packed_attention
 from isogloss.nn.convolution import StridedConv, grouped_rows_product, strided_conv
 from isogloss.nn.dropout import dropout, scale_gradient, scaled_keep_mask
 from isogloss.nn.norm import ChannelNorm, UtteranceNorm, normalized_first_conv
-from isogloss.nn.position import PositionalConv
+from isogloss.nn.position import PositionalConv, grouped_conv
+from isogloss.nn.product import is_fast
 from isogloss.nn.recurrent import PackedRecurrent
 from isogloss.nn.stream import StreamLayout
 from isogloss.nn.transformer import TransformerLayer
@@ -256,3 +257,20 @@ def test_stream_layout_gives_each_utterance_rows_of_its_own(sizes: list[int], ge
     assert not any(layout.frames_B) or num_rows >= max(
         first + n for first, n in zip(layout.first_slot_B, layout.frames_B, strict=True) if n
     )
+
+
+def test_positional_conv_on_channels_last_has_the_gradients_of_conv1d() -> None:
+    torch.manual_seed(0)
+    values, weight, bias = torch.randn(300, 64), torch.randn(64, 16, 8), torch.randn(64)
+    inputs = [part.requires_grad_() for part in (values, weight, bias)]
+    assert is_fast(values, weight) or not torch.backends.mkldnn.is_available()
+    ours = grouped_conv(values, weight, bias, 4)
+    theirs = F.conv1d(values.t()[None], weight, bias, groups=4)[0].t()
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+    weights = torch.randn_like(ours)
+    for got, expected in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((theirs * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)

@@ -99,8 +99,9 @@ class _StridedConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_values = _gradient_of_values(gradient_RO, values_RD, weight_OKD, ctx.stride)
         if ctx.needs_input_grad[1]:
+            transposed_OR = gradient_RO.t().contiguous()  # once for all groups
             groups = _tap_groups(values_RD, weight_OKD, ctx.stride)
-            parts = [multiply(gradient_RO.t(), rows.t()) for rows, _ in groups]
+            parts = [multiply(transposed_OR, rows.t()) for rows, _ in groups]
             grad_weight = torch.cat(parts, dim=1).view_as(weight_OKD)
         if ctx.needs_input_grad[2]:
             grad_bias = gradient_RO.sum(0)
