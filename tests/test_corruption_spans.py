@@ -58,14 +58,15 @@ def test_equalised_masks_give_the_published_simulation(
     assert abs(sum(n < 10 for n in lengths) / len(lengths) - short) < 0.02
 
 
-def test_every_start_is_equally_likely_and_the_last_frame_is_never_hidden() -> None:
-    masks = torch.stack(draw([30] * 4000))
-    # The first frame is masked only by a start at 0: two or so of 20 starts.
-    num_starts = 0.65 * 30 / 10
-    expected = max(2.0, num_starts) / 20
+@pytest.mark.parametrize(("frames", "num_spans"), [(20, 2.0), (40, 2.6)])
+def test_every_start_is_equally_likely_and_the_last_frame_is_never_hidden(frames: int, num_spans: float) -> None:
+    """⌊.65 S/10 + U(0,1)⌋ spans, 2.6 of them on average at S = 40, and two at S = 20, where it would be 1.3."""
+    masks = torch.stack(draw([frames] * 4000))
+    # The first frame is masked by a start at 0 alone, the last but one by a start at S − 11 alone.
+    expected = num_spans / (frames - 10)
     assert abs(float(masks[:, 0].float().mean()) - expected) < 0.02
-    assert abs(float(masks[:, 28].float().mean()) - expected) < 0.02
-    assert not masks[:, 29].any()
+    assert abs(float(masks[:, frames - 2].float().mean()) - expected) < 0.02
+    assert not masks[:, frames - 1].any()
 
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 9, 10, 11, 12])
