@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from isogloss.core.errors import ConfigError
 from isogloss.core.types import Packed
+from isogloss.encoders import frontends
 from isogloss.encoders.presets import build_encoder, preset, preset_names
 from isogloss.encoders.wave import WaveConfig, WaveEncoder
 
@@ -71,6 +72,17 @@ def test_any_number_of_samples(encoder: WaveEncoder) -> None:
     for part, waveform in zip(together.split(), waveforms, strict=True):
         torch.testing.assert_close(part, encoder([waveform]).last.values_ND, atol=1e-5, rtol=1e-4)
     assert encoder([torch.randn(399)]).last.values_ND.shape == (0, 16)
+
+
+@pytest.mark.parametrize("encoder", [GROUP_MODEL, LAYER_MODEL])
+def test_pieces_of_the_stream_make_no_difference(encoder: WaveEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    audio = Packed.from_list([torch.randn(n) for n in (4000, 399, 1039, 7000, 721)])
+    expected = encoder.convolutions(audio).values_ND.detach()  # with gradients: all at once
+    for frames in (1, 3, 7, 100):
+        monkeypatch.setitem(frontends._PIECE_FRAMES, True, frames)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.convolutions(audio).values_ND, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_published_frame_counts() -> None:

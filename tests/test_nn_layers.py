@@ -15,7 +15,7 @@ from isogloss.core.lengths import ConvGeometry
 from isogloss.nn.attention import PackedAttention, packed_attention
 from isogloss.nn.convolution import StridedConv, grouped_rows_product, strided_conv
 from isogloss.nn.dropout import dropout, scale_gradient, scaled_keep_mask
-from isogloss.nn.norm import ChannelNorm, UtteranceNorm, normalized_first_conv
+from isogloss.nn.norm import ChannelNorm, FirstConv, UtteranceNorm
 from isogloss.nn.position import PositionalConv, grouped_conv
 from isogloss.nn.product import is_fast
 from isogloss.nn.recurrent import PackedRecurrent
@@ -76,7 +76,7 @@ def test_normalized_first_conv_equals_conv_and_group_norm(offset: float) -> None
     torch.nn.init.normal_(norm.bias)
     weight = torch.randn(6, 10, dtype=torch.float64, requires_grad=True)
     stream = torch.cat([signals[0], signals[1], torch.zeros(3, dtype=torch.float64)])
-    out = normalized_first_conv(stream, [s.unfold(0, 10, 5) for s in signals], [20, 12], weight, norm, 5)
+    out = FirstConv.of([s.unfold(0, 10, 5) for s in signals], weight, norm, 5)(stream, [20, 12])
     for signal, start in zip(signals, (0, 20), strict=True):
         convolved = F.conv1d(signal[None, None], weight[:, None], stride=5)
         expected = F.group_norm(convolved, 6, norm.weight, norm.bias)[0].t()
@@ -86,7 +86,7 @@ def test_normalized_first_conv_equals_conv_and_group_norm(offset: float) -> None
         scaled = UtteranceNorm(6)
         del scaled.weight, scaled.bias
         scaled.weight, scaled.bias = gain, bias  # type: ignore[assignment]
-        return normalized_first_conv(stream, [s.unfold(0, 10, 5) for s in signals], [20, 12], weight, scaled, 5)
+        return FirstConv.of([s.unfold(0, 10, 5) for s in signals], weight, scaled, 5)(stream, [20, 12])
 
     assert torch.autograd.gradcheck(compute, (weight, norm.weight, norm.bias), atol=1e-4)
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import Packed
 from isogloss.nn.convolution import StridedConv
-from isogloss.nn.norm import UtteranceNorm, normalized_first_conv
+from isogloss.nn.norm import FirstConv, UtteranceNorm
 from isogloss.nn.stream import StreamLayout
+
+# Frames of a piece of the stream when no gradient is wanted: two seconds on a CPU, for its cache; minutes elsewhere, for memory.
+_PIECE_FRAMES = {True: 100, False: 15_000}
 
 
 class WaveFrontend(nn.Module):
@@ -50,32 +53,65 @@ class WaveFrontend(nn.Module):
         )
 
     def forward(self, audio: Packed) -> Packed:
-        """Turn N samples into frames of the last convolution's width."""
+        """Turn N samples into frames of the last convolution's width.
+
+        Without gradients the stream is taken in pieces of a few seconds, with equal results: a recording of hours then needs
+        little memory, and short-lived values stay in the processor's cache.
+        """
         layout = StreamLayout.of(audio.sizes, self.geometry)
         lengths_B = torch.tensor(layout.frames_B, dtype=torch.int64)
         if not layout.num_samples:
             return Packed(audio.values_ND.new_zeros(0, self.width), lengths_B)
         stream_T = layout.pack(audio.values_ND)
-        if self.norm == "group":
-            values_RD = F.gelu(self._first_layer(audio, layout, stream_T))
+        first_conv = self._first_conv(audio, layout) if self.norm == "group" else None
+        num_rows = self.geometry.num_frames(len(stream_T))
+        step = num_rows if torch.is_grad_enabled() else _PIECE_FRAMES[stream_T.device.type == "cpu"]
+        pieces = [
+            self._frames(stream_T, layout, first_conv, start, min(start + step, num_rows))
+            for start in range(0, num_rows, step)
+        ]
+        values_RD = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return Packed(values_RD.index_select(0, layout.kept_rows_N(values_RD.device)), lengths_B)
+
+    def _frames(
+        self, stream_T: Tensor, layout: StreamLayout, first_conv: FirstConv | None, start: int, end: int
+    ) -> Tensor:
+        """Return rows `start` to `end` of the last layer's output over the stream."""
+        hop, field = self.geometry.hop, self.geometry.receptive_field
+        piece_T = stream_T[start * hop : (end - 1) * hop + field]
+        if first_conv is None:
+            values_RD = F.gelu(self.norms[0](self.convs[0](piece_T.unsqueeze(1))))
         else:
-            values_RD = F.gelu(self.norms[0](self.convs[0](stream_T.unsqueeze(1))))
+            values_RD = F.gelu(first_conv(piece_T, self._first_rows(layout, start, end)))
         for index, conv in enumerate(self.convs[1:], start=1):
             values_RD = conv(values_RD)
             values_RD = F.gelu(self.norms[index](values_RD) if self.norm == "layer" else values_RD)
-        return Packed(values_RD.index_select(0, layout.kept_rows_N(values_RD.device)), lengths_B)
+        return values_RD
 
-    def _first_layer(self, audio: Packed, layout: StreamLayout, stream_T: Tensor) -> Tensor:
+    def _first_conv(self, audio: Packed, layout: StreamLayout) -> FirstConv:
         conv, norm = self.convs[0], self.norms[0]
         assert isinstance(conv, StridedConv)
         assert isinstance(norm, UtteranceNorm)
         kernel, stride = self.geometry.kernels[0], self.geometry.strides[0]
-        rows_per_slot = self.geometry.hop // stride
-        has_frames = [frames > 0 for frames in layout.frames_B]
         windows_B = [
-            part.unfold(0, kernel, stride) for part, keep in zip(audio.split(), has_frames, strict=True) if keep
+            part.unfold(0, kernel, stride)
+            for part, frames in zip(audio.split(), layout.frames_B, strict=True)
+            if frames
         ]
-        rows_B = [slots * rows_per_slot for slots in layout.num_slots_B if slots]
+        return FirstConv.of(windows_B, conv.weight.squeeze(2), norm, stride)
+
+    def _first_rows(self, layout: StreamLayout, start: int, end: int) -> list[int]:
+        """Return how many of the first layer's rows that frames `start` to `end` see lie in each utterance's slots."""
+        per_slot = self.geometry.hop // self.geometry.strides[0]
+        kernel, stride = self.geometry.kernels[0], self.geometry.strides[0]
+        samples = (end - 1 - start) * self.geometry.hop + self.geometry.receptive_field
+        first_row, last_row = start * per_slot, start * per_slot + (samples - kernel) // stride + 1
+        owners = [
+            (first, first + slots)
+            for first, slots in zip(layout.first_slot_B, layout.num_slots_B, strict=True)
+            if slots
+        ]
+        rows_B = [max(min(stop * per_slot, last_row) - max(first * per_slot, first_row), 0) for first, stop in owners]
         # The last frames may look beyond the last slot.
-        rows_B[-1] += layout.num_samples // stride - sum(rows_B)
-        return normalized_first_conv(stream_T, windows_B, rows_B, conv.weight.squeeze(2), norm, stride)
+        rows_B[-1] += max(last_row - max(owners[-1][1] * per_slot, first_row), 0)
+        return rows_B

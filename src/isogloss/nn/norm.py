@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -40,42 +41,44 @@ class UtteranceNorm(nn.Module):
         self.eps = eps
 
 
-def normalized_first_conv(
-    stream_T: Tensor,
-    windows_B: Sequence[Tensor],
-    stream_rows_B: list[int],
-    weight_OK: Tensor,
-    norm: UtteranceNorm,
-    stride: int,
-) -> Tensor:
+@dataclass
+class FirstConv:
     """First convolution (one channel, no bias) and group norm of each utterance, in a single product per utterance.
 
     The convolution is linear in the window of samples, so the mean and variance of its output over time follow from the
     mean and covariance (kernel×kernel, float64) of the windows: mean_o = w_o·m, var_o = w_oᵀ C w_o. Normalising is then part
-    of the weight, w_o · γ_o/√(var_o+ε), applied to windows without their mean, so the 512-channel output is written once and never read for
-    statistics. `windows_B` are each utterance's own windows (they define the statistics), `stream_rows_B` how many rows of
-    the stream's output belong to each, borders included.
+    of the weight, w_o · γ_o/√(var_o+ε), applied to windows without their mean, so the 512-channel output is written once and
+    never read for statistics. A row of ones stands for the bias: its gradient then needs no second pass either.
     """
-    kernel = weight_OK.shape[1]
-    means, matrices = [], []
-    weight_64 = weight_OK.double()
-    for windows_RK in windows_B:
-        windows_64 = windows_RK.double()
-        mean_K = windows_64.mean(0)
-        centered_RK = windows_64 - mean_K
-        covariance_KK = centered_RK.t() @ centered_RK / len(windows_RK)
-        variance_O = ((weight_64 @ covariance_KK) * weight_64).sum(1)
-        scale_O = (norm.weight.double() / torch.sqrt(variance_O + norm.eps)).unsqueeze(1)
-        means.append(mean_K)
-        matrices.append((weight_64 * scale_O).t())
-    rows_B = torch.tensor(stream_rows_B, device=stream_T.device)
-    mean_RK = torch.stack(means).to(stream_T.dtype).repeat_interleave(rows_B, dim=0)
-    num_rows = sum(stream_rows_B)
-    # A stream ends with its last slot; windows that would look beyond it see zeros and are borders.
-    padded_T = F.pad(stream_T, (0, (num_rows - 1) * stride + kernel - len(stream_T)))
-    values_RK = padded_T.unfold(0, kernel, stride) - mean_RK
-    # The bias rides along as a window of ones: its gradient then needs no second pass over the output's.
-    values_RK = torch.cat([values_RK, values_RK.new_ones(num_rows, 1)], dim=1)
-    bias_B1O = norm.bias.double().expand(len(matrices), 1, -1)
-    matrices_BKO = torch.cat([torch.stack(matrices), bias_B1O], dim=1).to(stream_T.dtype)
-    return grouped_rows_product(values_RK, matrices_BKO, stream_rows_B)
+
+    means_BK: Tensor
+    matrices_BKO: Tensor  # K+1 rows, the last the bias
+    stride: int
+
+    @classmethod
+    def of(cls, windows_B: Sequence[Tensor], weight_OK: Tensor, norm: UtteranceNorm, stride: int) -> FirstConv:
+        """Take the statistics from each utterance's own windows (rows×kernel)."""
+        means, matrices = [], []
+        weight_64, gain_64 = weight_OK.double(), norm.weight.double()
+        for windows_RK in windows_B:
+            windows_64 = windows_RK.double()
+            mean_K = windows_64.mean(0)
+            centered_RK = windows_64 - mean_K
+            covariance_KK = centered_RK.t() @ centered_RK / len(windows_RK)
+            variance_O = ((weight_64 @ covariance_KK) * weight_64).sum(1)
+            means.append(mean_K)
+            matrices.append((weight_64 * (gain_64 / torch.sqrt(variance_O + norm.eps)).unsqueeze(1)).t())
+        bias_B1O = norm.bias.double().expand(len(matrices), 1, -1)
+        matrices_BKO = torch.cat([torch.stack(matrices), bias_B1O], dim=1)
+        return cls(torch.stack(means).to(weight_OK.dtype), matrices_BKO.to(weight_OK.dtype), stride)
+
+    def __call__(self, stream_T: Tensor, rows_B: list[int]) -> Tensor:
+        """Return rows×channels: the first `rows_B[0]` rows of the stream as the first utterance's, and so on, borders included."""
+        kernel, num_rows = self.means_BK.shape[1], sum(rows_B)
+        # A stream may end before its last windows do; those see zeros and are borders.
+        padded_T = F.pad(stream_T, (0, max((num_rows - 1) * self.stride + kernel - len(stream_T), 0)))
+        counts_B = torch.tensor(rows_B, device=stream_T.device)
+        windows_RK = padded_T.unfold(0, kernel, self.stride)[:num_rows]
+        values_RK = windows_RK - self.means_BK.repeat_interleave(counts_B, dim=0)
+        values_RK = torch.cat([values_RK, values_RK.new_ones(num_rows, 1)], dim=1)
+        return grouped_rows_product(values_RK, self.matrices_BKO, rows_B)

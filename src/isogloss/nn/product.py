@@ -34,6 +34,14 @@ def linear(values_RD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -
     return result
 
 
+def linear_gelu(values_RD: Tensor, weight_OD: Tensor, bias_O: Tensor) -> Tensor:
+    """Return gelu(values · weightᵀ + bias); without a gradient the GELU is computed while the product is still in the cache."""
+    if torch.is_grad_enabled() or not is_fast(values_RD, weight_OD):
+        return F.gelu(linear(values_RD, weight_OD, bias_O))
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(values_RD), weight_OD, bias_O, "gelu", [], "none")
+    return out
+
+
 def multiply(left_RK: Tensor, right_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Return left · rightᵀ (+ bias) without a gradient; either may be a transposed view."""
     if is_fast(left_RK, right_OK):

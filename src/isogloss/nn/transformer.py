@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isogloss.nn.attention import PackedAttention
 from isogloss.nn.dropout import Dropout
-from isogloss.nn.product import Linear
+from isogloss.nn.product import Linear, linear_gelu
 
 
 class FeedForward(nn.Module):
@@ -22,7 +21,7 @@ class FeedForward(nn.Module):
 
     def forward(self, values_ND: Tensor) -> Tensor:
         """Map each frame by itself."""
-        out: Tensor = self.down(self.dropout(F.gelu(self.up(values_ND))))
+        out: Tensor = self.down(self.dropout(linear_gelu(values_ND, self.up.weight, self.up.bias)))
         return out
 
 
