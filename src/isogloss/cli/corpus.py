@@ -306,6 +306,8 @@ def prepare(
     if run is None:
         raise ConfigError(f"`{name}` cannot be obtained; speech is synthesised with `isogloss corpus synthesize`")
     tags = [normalize_language(code).tag for code in language] if language else None
+    planned = vars(module)["plan"](tags, packages=package, max_megabytes=max_megabytes)
+    typer.echo(planned.describe(), err=True)
     with stages() as tell:
         run(out, languages=tags, packages=package, max_megabytes=max_megabytes, workers=workers, progress=tell)
     print_table(
