@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +177,16 @@ class Loop:
         return TrainResult(self.step, self.loss, self.run_dir, self.run_dir / "model", self.audio_seconds, self.seconds)
 
     def _train(self) -> None:
-        training = self.job.training
         updates = iter(self.job.loader)
         self.window_begin = time.perf_counter()
+        try:
+            self._compute(updates)
+        finally:
+            if isinstance(updates, Generator):
+                updates.close()  # ends the loader's workers now, not when the interpreter leaves
+
+    def _compute(self, updates: Iterator[Update]) -> None:
+        training = self.job.training
         while self.step < self.job.total_updates:
             begin = time.perf_counter()
             update = self._next_update(updates)
