@@ -46,12 +46,12 @@ class Size:
 
     overrides: tuple[str, ...] = ()
     only_for: dict[str, tuple[str, ...]] | None = None
-    phone_seconds: float = 1200.0
-    abx_seconds: float = 500.0
-    seconds_per_voice: float = 150.0
+    phone_seconds: float = 600.0
+    abx_seconds: float = 300.0
+    seconds_per_voice: float = 100.0
     synthetic_utterances: int = 60
     synthetic_voices: int = 4
-    aligner: AlignerSettings = field(default_factory=lambda: AlignerSettings(max_epochs=20))
+    aligner: AlignerSettings = field(default_factory=lambda: AlignerSettings(min_updates=800, max_epochs=10))
     budget: SearchBudget = field(default_factory=SearchBudget)
     lid: LidSettings = field(default_factory=LidSettings)
     languages: tuple[str, ...] = SYNTHETIC_LANGUAGES
