@@ -239,6 +239,7 @@ def test_stream_layout_gives_each_utterance_rows_of_its_own(sizes: list[int], ge
     assert list(layout.frames_B) == [geometry.num_frames(n) for n in sizes]
     num_rows = layout.num_samples
     stream = layout.pack(torch.arange(1.0, sum(sizes) + 1))
+    assert all(slots <= n + 2 for slots, n in zip(layout.num_slots_B, layout.frames_B, strict=True))
     assert len(stream) == num_rows
     assert stream.count_nonzero() == sum(n for n, frames in zip(sizes, layout.frames_B, strict=True) if frames)
     for depth, (kernel, stride) in enumerate(zip(geometry.kernels, geometry.strides, strict=True)):

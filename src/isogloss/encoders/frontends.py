@@ -111,7 +111,4 @@ class WaveFrontend(nn.Module):
             for first, slots in zip(layout.first_slot_B, layout.num_slots_B, strict=True)
             if slots
         ]
-        rows_B = [max(min(stop * per_slot, last_row) - max(first * per_slot, first_row), 0) for first, stop in owners]
-        # The last frames may look beyond the last slot.
-        rows_B[-1] += max(last_row - max(owners[-1][1] * per_slot, first_row), 0)
-        return rows_B
+        return [max(min(stop * per_slot, last_row) - max(first * per_slot, first_row), 0) for first, stop in owners]
