@@ -1,0 +1,159 @@
+"""How equal is equal: the largest relative differences of each promise about encoders and checkpoints, on random weights.
+
+    python benchmarks/parity.py --output benchmarks/results/parity.md
+
+Differences are ‖a − b‖/‖b‖ over the frames of an utterance, the largest over states and utterances. "BASE" rows use
+published sizes; the others are narrow, so that many cases take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.presets import build_encoder, preset
+from isogloss.encoders.wave import WaveConfig
+from isogloss.hub.export import export_hf
+from isogloss.hub.load import load_encoder
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+NARROW = {
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "conv_dim": [32] * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
+CLASSES = ["Wav2Vec2Model", "HubertModel", "UniSpeechModel", "UniSpeechSatModel"]
+NORMS = {
+    "group norm, post-LN": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},
+    "layer norm, pre-LN": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=5, help="random batches for each invariance row")
+    parser.add_argument("--quick", action="store_true", help="leave out the rows of published size")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    rows: list[tuple[str, str, float]] = []
+
+    def add(check: str, model: str, value: float) -> None:
+        rows.append((check, model, value))
+        print(f"{check} | {model} | {value:.1e}", flush=True)
+
+    for norm, settings in NORMS.items():
+        for name in CLASSES:
+            for label, value in hugging_face(name, NARROW | settings).items():
+                add(label, f"{name}, {norm}", value)
+        if not args.quick:
+            for label, value in hugging_face("Wav2Vec2Model", settings).items():
+                add(label, f"Wav2Vec2Model BASE, {norm}", value)
+    encoders: dict[str, Callable[[], Encoder]] = {
+        "wave, group norm": lambda: build_encoder(preset("wave-tiny")),
+        "wave, layer norm": lambda: build_encoder(_layer(preset("wave-tiny"))),
+        "modified CPC": lambda: build_encoder(preset("modified-cpc")),
+        "CPC": lambda: build_encoder(preset("cpc")),
+    }
+    if not args.quick:
+        encoders |= {
+            "wav2vec2-base": lambda: build_encoder(preset("wav2vec2-base")),
+            "wav2vec2-base sizes, layer norm": lambda: build_encoder(_layer(preset("wav2vec2-base"))),
+        }
+    for name, build in encoders.items():
+        add("a batch against each utterance alone, 0.2 to 20 s", name, invariance(randomise(build()), args.batches))
+    table = ["| what | model | largest relative difference |", "|---|---|---|"]
+    table += [f"| {check} | {model} | {value:.1e} |" for check, model, value in rows]
+    if args.output:
+        args.output.write_text(
+            "# Parity\n\n`python benchmarks/parity.py`, fp32 on a CPU, "
+            f"torch {torch.__version__}, transformers {transformers.__version__}. "
+            "Weights, norms and biases are random.\n\n" + "\n".join(table) + "\n",
+            encoding="utf-8",
+        )
+    worst = max(value for check, _, value in rows if "alone" not in check)
+    print(
+        f"largest against Hugging Face {worst:.1e}; largest of batches {max(v for c, _, v in rows if 'alone' in c):.1e}"
+    )
+
+
+def _layer(config: object) -> WaveConfig:
+    assert isinstance(config, WaveConfig)
+    return config.model_copy(update={"conv_norm": "layer", "conv_bias": True, "norm_first": True})
+
+
+def randomise(model: Model) -> Model:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.2 if parameter.dim() <= 1 else 0.2 * float(parameter.std())
+            parameter.add_(spread * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+def hugging_face(name: str, settings: dict[str, object]) -> dict[str, float]:
+    model_class = getattr(transformers, name)
+    model = randomise(model_class(model_class.config_class(**settings)))
+    waveform = torch.randn(40_123) * 0.1 + 0.01
+    out = model(waveform[None], output_hidden_states=True)
+    expected = [state[0] for state in (*out.hidden_states[:-1], out.last_hidden_state)]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        model.save_pretrained(place / "theirs")
+        ours = load_encoder(place / "theirs")
+        result = {"every hidden state against transformers": worst(ours, waveform, expected)}
+        tensors = load_file(place / "theirs" / "model.safetensors")
+        conv = "encoder.pos_conv_embed.conv"
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            tensors[f"{conv}.{old}"] = tensors.pop(f"{conv}.parametrizations.weight.{new}")
+        save_file(tensors, place / "theirs" / "model.safetensors")
+        result["the same from the older names of weight norm"] = worst(
+            load_encoder(place / "theirs"), waveform, expected
+        )
+        export_hf(ours, place / "exported")
+        again = transformers.AutoModel.from_pretrained(place / "exported").eval()
+        back = again(waveform[None]).last_hidden_state[0]
+        result["exported and opened by transformers"] = relative(back, expected[-1])
+        result["exported and opened by isogloss"] = worst(load_encoder(place / "exported"), waveform, expected)
+    return result
+
+
+def worst(encoder: Encoder, waveform: Tensor, expected: list[Tensor]) -> float:
+    states = encoder([waveform]).states
+    return max(relative(state.values_ND, other) for state, other in zip(states, expected, strict=True))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@torch.no_grad()
+def invariance(encoder: Encoder, batches: int) -> float:
+    largest = 0.0
+    for _ in range(batches):
+        # Half of the lengths are short: those are where borders matter.
+        seconds = [0.2 * 100 ** float(torch.rand(())) for _ in range(5)]
+        waveforms = [torch.randn(int(16_000 * s)) * 10 ** float(torch.randn(())) for s in seconds]
+        together = [state.split() for state in encoder(waveforms).states]
+        for index, waveform in enumerate(waveforms):
+            for state, alone in zip(together, encoder([waveform]).states, strict=True):
+                largest = max(largest, relative(state[index], alone.values_ND))
+    return largest
+
+
+if __name__ == "__main__":
+    main()
