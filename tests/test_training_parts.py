@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from isogloss.objectives.base import Watch
 from isogloss.training.averages import Reducer, Sums
 from isogloss.training.optim import OptimConfig, build_optimizer
 from isogloss.training.schedule import ScheduleConfig, learning_rate_scale
+from isogloss.training.stall import StallWatch
 from isogloss.training.watchdog import Watchdog
 
 
@@ -85,3 +87,30 @@ def test_norms_and_biases_may_be_spared_the_decay() -> None:
     assert [(len(g["params"]), g["weight_decay"]) for g in spared] == [(1, 0.01), (3, 0.0)]
     with pytest.raises(ConfigError, match="nothing is left to train"):
         build_optimizer(OptimConfig(), module.requires_grad_(False))
+
+
+def stalls_after(sleeps: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let the watch sleep for these times, without a beat; return how long the silences were that it would end the run for."""
+    clock, ends = [1000.0], []
+    monkeypatch.setattr("isogloss.training.stall.time.monotonic", lambda: clock[0])
+    watch = StallWatch(tmp_path, 0, 1, timeout_seconds=50.0)
+
+    class Slept:
+        def wait(self, period: float) -> bool:
+            assert period == 5.0
+            if sleeps:
+                clock[0] += sleeps.pop(0)
+            return not sleeps
+
+    monkeypatch.setattr(watch, "_done", Slept())
+    monkeypatch.setattr(watch, "_end", ends.append)
+    watch._watch()
+    return ends
+
+
+def test_a_silent_run_is_ended_and_a_suspended_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stalls_after([5.0] * 12, tmp_path, monkeypatch) == [55.0]
+    # suspended for ten minutes (a scheduler's SIGSTOP, a laptop's sleep): the watch stood still as well
+    assert stalls_after([5.0, 605.0, 5.0, 5.0], tmp_path, monkeypatch) == []
+    # which does not excuse what comes after it
+    assert stalls_after([605.0, *[5.0] * 11], tmp_path, monkeypatch) == [55.0]

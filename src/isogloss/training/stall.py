@@ -48,8 +48,14 @@ class StallWatch:
         self._file(self._rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:
+        woke = time.monotonic()
         while not self._done.wait(self._period):
-            silent = time.monotonic() - self._last
+            before, woke = woke, time.monotonic()
+            overslept = woke - before - self._period
+            if overslept > 2 * self._period:
+                # This thread stood still as well: the process was suspended (a scheduler's, a laptop's sleep), and goes on.
+                self._last += overslept
+            silent = woke - self._last
             if self._world_size > 1:
                 self._leave_heartbeat(silent)
             if silent > self._timeout:
