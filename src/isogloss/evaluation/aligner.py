@@ -30,7 +30,12 @@ FIRST_EDGE_SECONDS = 0.0025
 
 @dataclass(frozen=True)
 class AlignerSettings:
-    """What a run of the aligner depends on."""
+    """What a run of the aligner depends on.
+
+    A larger `prior_scale` lets phones take over pauses and their neighbours the longer it trains: on synthesised speech with
+    exact times (1.1 h, 1,500 updates) 0.1, 0.3 and 0.6 put 68, 52 and 42 % of the boundaries within 20 ms; on forced
+    alignments of real speech they do not differ.
+    """
 
     width: int = 128
     num_blocks: int = 4
@@ -38,7 +43,7 @@ class AlignerSettings:
     max_epochs: int = 40
     utterances_per_update: int = 4
     learning_rate: float = 2e-3
-    prior_scale: float = 0.3
+    prior_scale: float = 0.1
     seed: int = 0
 
 
