@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Placeholder in the drawing → variable in the page.
 _INK = "#010101"
@@ -34,10 +35,6 @@ _STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.edgecolor": _MUTED,
     "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -49,6 +46,9 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
+
+# At the left edge of the figure, above the labels too: a long title then fits.
+_TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 9.5, "fontweight": "bold", "color": _INK}
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ def line_chart(
     with mpl.rc_context(_STYLE):
         figure, axes = _axes(2.3)
         for color, (name, (x, y)) in zip(_SERIES, series.items(), strict=False):
-            axes.plot(x, y, color=color, label=name)
+            axes.plot(x, y, color=color, label=name, marker="o" if len(x) < 20 else None, markersize=3.5)
         if reference is not None:
             axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_title(title)
+        figure.suptitle(title, **_TITLE)
         axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(series) > 1:
             axes.legend(fontsize=8)
         return _svg(figure, title)
@@ -97,7 +98,7 @@ def interval_chart(title: str, x_label: str, intervals: Sequence[Interval], *, r
         axes.set_ylim(-0.6, len(intervals) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_title(title)
+        figure.suptitle(title, **_TITLE)
         axes.set_xlabel(x_label)
         return _svg(figure, title)
 

@@ -33,7 +33,7 @@ def write_report(demo: Demo) -> Path:
         f"({demo.seed}), and measured beside log-mel, MFCC and their own untrained encoders on voices that no training saw."
     )
     page.heading("Did pretraining help?")
-    page.findings(_findings(demo.measured.differences))
+    page.table(*_difference_table(demo.measured.differences), numeric=(2,), emphasis=_gains(demo.measured.differences))
     page.paragraph(
         "Intervals are 95 % bootstrap intervals of the paired difference on the same test items. Where fewer than five voices "
         "are held out, utterances are resampled: such an interval says nothing about other voices.",
@@ -86,31 +86,24 @@ def result_table(demo: Demo) -> tuple[list[str], list[list[str]]]:
     return _table(demo.measured.records, demo)
 
 
-def findings(demo: Demo) -> list[tuple[str, bool]]:
-    """Return each paired difference as a sentence, and whether its interval is clear of zero on the good side."""
-    return _findings(demo.measured.differences)
+def findings(demo: Demo) -> list[str]:
+    """Return each paired difference as a line for the terminal."""
+    _, rows = _difference_table(demo.measured.differences)
+    return [f"{task}: {systems} {points} points, {verdict}" for task, systems, points, verdict in rows]
 
 
-def _findings(differences: Sequence[ResultRecord]) -> list[tuple[str, bool]]:
-    found = []
+def _difference_table(differences: Sequence[ResultRecord]) -> tuple[list[str], list[list[str]]]:
+    rows = []
     for record in differences:
-        gain = record.value if record.higher_is_better else -record.value
-        is_clear = record.estimate.is_clear_of(0.0)
-        verb = "better" if gain > 0 else "worse"
-        verdict = "" if is_clear else ", which may be chance"
-        one, other = record.system.split(" − ")
-        found.append(
-            (f"{record.task}: {one} is {verb} than {other} by {_points(record)} points{verdict}", is_clear and gain > 0)
-        )
-    return found
+        better = record.estimate.is_clear_of(0.0) and (record.value > 0) == record.higher_is_better
+        verdict = "better" if better else "worse" if record.estimate.is_clear_of(0.0) else "may be chance"
+        points = f"{100 * record.value:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
+        rows.append([record.task, record.system, points, verdict])
+    return ["what was measured", "compared", "difference in points [95 % interval]", "verdict"], rows
 
 
-def _points(record: ResultRecord) -> str:
-    """Return the size of a difference with its interval, signs turned so that more is better."""
-    estimate = record.estimate
-    sign = 1 if record.value >= 0 else -1
-    low, high = sorted((sign * estimate.low, sign * estimate.high))
-    return f"{100 * abs(estimate.value):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _gains(differences: Sequence[ResultRecord]) -> list[int]:
+    return [i for i, row in enumerate(_difference_table(differences)[1]) if row[3] == "better"]
 
 
 def _energy(record: Mapping[str, Any]) -> str:

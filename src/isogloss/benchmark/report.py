@@ -23,12 +23,6 @@ class Report:
         """Add a paragraph; `kind` is "" , "note" or "warning"."""
         self._blocks.append(f'<p class="{escape(kind)}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
 
-    def findings(self, items: Sequence[tuple[str, bool]]) -> None:
-        """Add a list of findings; True marks one whose interval is clear of zero."""
-        mark = ' <span class="clear">clear of zero</span>'
-        rows = "".join(f"<li>{escape(text)}{mark if clear else ''}</li>" for text, clear in items)
-        self._blocks.append(f'<ul class="findings">{rows}</ul>')
-
     def charts(self, charts: Sequence[tuple[str, str]]) -> None:
         """Add charts (SVG, caption) side by side where there is room."""
         captions = [f"<figcaption>{escape(caption)}</figcaption>" if caption else "" for _, caption in charts]
@@ -53,7 +47,7 @@ class Report:
 
         head = "".join(cell("th", i, text) for i, text in enumerate(header))
         body = "".join(
-            f"<tr{' class=trained' if i in emphasis else ''}>{''.join(cell('td', j, text) for j, text in enumerate(row))}</tr>"
+            f"<tr{' class=emphasis' if i in emphasis else ''}>{''.join(cell('td', j, text) for j, text in enumerate(row))}</tr>"
             for i, row in enumerate(rows)
         )
         title = f"<caption>{escape(caption)}</caption>" if caption else ""

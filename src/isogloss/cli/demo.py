@@ -58,6 +58,6 @@ def demo(
     for row in rows:
         table.add_row(*row, style="bold" if row[0] in result.runs else None)
     console.print(table)
-    for text, is_clear in findings(result):
-        console.print(f"  {'✓' if is_clear else '·'} {text}", highlight=False)
+    for line in findings(result):
+        console.print(f"  {line}", highlight=False, markup=False)
     console.print(f"\nreport: {path}\nfigures: {out / 'results.jsonl'}", highlight=False)
