@@ -15,6 +15,7 @@ from isogloss.evaluation.bootstrap import Estimate, paired_difference, ratio_of_
 from isogloss.evaluation.features import FeatureSource
 from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.lid import HeldOut, LidResult, LidSettings, language_of, pool, probe_language
+from isogloss.evaluation.normalized import NormalizedSource
 from isogloss.evaluation.probes import PhoneProbe, ProbeSplits, SearchBudget, best_on_dev, probe_phones
 from isogloss.evaluation.tables import Labels, ResultRecord
 
@@ -78,8 +79,9 @@ def measure(
 ) -> Measured:
     """Measure every system on a test bed.
 
-    The layer of a system is chosen by the phone probe's development accuracy, and ABX is measured on that layer; language
-    identification chooses its own inside each training fold. Nothing is chosen on test data.
+    For phones and ABX every system's features are normalised over each recording, as those of log-mel and MFCC are anyway: the
+    test voices were recorded elsewhere. The layer of a system is chosen by the phone probe's development accuracy, and ABX is
+    measured on that layer; language identification chooses its own inside each training fold. Nothing is chosen on test data.
     """
     tell = tell or (lambda text: None)
     budget = budget or SearchBudget()
@@ -87,7 +89,7 @@ def measure(
     phones: dict[str, PhoneProbe] = {}
     for system in systems:
         tell(f"phone probe: {system.name}")
-        results = probe_phones(system.source, bed.phones, budget=budget)
+        results = probe_phones(NormalizedSource(system.source), bed.phones, budget=budget)
         measured.layers[system.name] = {result.layer: result.accuracy for result in results}
         phones[system.name] = best_on_dev(results)
     layer_of = {name: probe.layer for name, probe in phones.items()}
@@ -196,7 +198,10 @@ def _add_counts(task: _Task, systems: Sequence[System], counts: Mapping[str, _Co
 
 def _add_abx(task: _Task, systems: Sequence[System], speaker: abx_module.Speaker, cuts: Sequence[Any]) -> None:
     """Add ABX errors; phones are told apart within a language only, since every speaker here speaks one."""
-    features = {s.name: {cut.id: s.source.features(cut)[task.layer_of[s.name]] for cut in cuts} for s in systems}
+    features = {
+        s.name: {cut.id: NormalizedSource(s.source).features(cut)[task.layer_of[s.name]] for cut in cuts}
+        for s in systems
+    }
     language = {cut.id: language_of(cut) for cut in cuts}
     items = [i._replace(phone=f"{language[i.id]}:{i.phone}") for i in abx_module.items_from_cuts(cuts)]
     items = abx_module.common_items(
