@@ -137,6 +137,15 @@ def test_packed_attention_equals_its_definition(sizes: list[int]) -> None:
         torch.testing.assert_close(out, torch.einsum("hst,thd->shd", weights, vs), atol=1e-5, rtol=1e-5)
 
 
+def test_long_utterances_without_gradients_are_attended_by_blocks() -> None:
+    torch.manual_seed(0)
+    sizes = [700, 20, 301]
+    q, k, v = (torch.randn(sum(sizes), 2, 16) * 2 for _ in range(3))
+    expected = packed_attention(q, k, v, sizes, 0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(packed_attention(q, k, v, sizes, 0.0), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_one_kernel_for_all_lengths_equals_the_loop() -> None:
     torch.manual_seed(0)

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isogloss.nn.dropout import scaled_keep_mask
-from isogloss.nn.product import Linear
+from isogloss.nn.product import Linear, is_fast, multiply
+
+_LONG = 300  # frames from which one's own blocks are quicker than torch's kernel
+_QUERIES = 256  # in a block: its weights stay in the cache
 
 
 class PackedAttention(nn.Module):
@@ -70,6 +73,10 @@ def _attend_in_one_kernel(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, sizes_B: 
 
 
 def _attend(q_BSHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, dropout: float) -> Tensor:
+    if not dropout and not torch.is_grad_enabled() and len(q_BSHd) == 1 and q_BSHd.shape[1] >= _LONG:
+        q_SHd, k_SHd, v_SHd = (part.squeeze(0) for part in (q_BSHd, k_BSHd, v_BSHd))
+        if is_fast(q_SHd[:, 0], k_SHd[:, 0]):
+            return _attend_by_blocks(q_SHd, k_SHd, v_SHd).unsqueeze(0)
     q, k, v = (part.transpose(1, 2) for part in (q_BSHd, k_BSHd, v_BSHd))
     if dropout and q.device.type == "cpu":
         # torch's CPU kernel has no dropout: it would fall back to this product, with a dearer mask.
@@ -78,3 +85,16 @@ def _attend(q_BSHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, dropout: float) -> T
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return mixed.transpose(1, 2)
+
+
+def _attend_by_blocks(q_SHd: Tensor, k_SHd: Tensor, v_SHd: Tensor) -> Tensor:
+    """Compute the same for one long utterance, some queries at a time: torch's kernel multiplies at the rate of MKL."""
+    mixed_SHd = torch.empty_like(q_SHd)
+    scale = q_SHd.shape[-1] ** -0.5
+    for head in range(q_SHd.shape[1]):
+        q_Sd, k_Sd = q_SHd[:, head] * scale, k_SHd[:, head].contiguous()
+        v_dS = v_SHd[:, head].t().contiguous()
+        for start in range(0, len(q_Sd), _QUERIES):
+            block = slice(start, start + _QUERIES)
+            mixed_SHd[block, head] = multiply(multiply(q_Sd[block], k_Sd).softmax(-1), v_dS)
+    return mixed_SHd
