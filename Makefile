@@ -24,12 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/isogloss demo --out demo
 
-# Tests that fork ranks come first, in a process of their own: a fork of one that has started threads can stand still.
-RANKS := tests/test_training_processes.py
-
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' $(RANKS)
-	$(BIN)/python -m pytest -m 'not slow' --ignore=$(RANKS)
+	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -22,6 +22,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from torch import Tensor, nn
 
 from isogloss.core import dist
+from isogloss.core.errors import IsoglossError
 from isogloss.core.rng import derive_seed
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.data.index import CorpusIndex
@@ -32,7 +33,7 @@ from isogloss.objectives.base import Objective, Watch
 from isogloss.training.job import Job
 from isogloss.training.loop import run_job, train
 from isogloss.training.optim import OptimConfig
-from isogloss.training.parallel import Learner
+from isogloss.training.parallel import Learner, explained_failures, set_threads
 from isogloss.training.preempt import stop_on_signals
 from isogloss.training.recipe import TrainingConfig, load_recipe
 from isogloss.training.schedule import ScheduleConfig
@@ -182,16 +183,20 @@ def weights(run_dir: Path, step: int) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
 
 
+# Ranks are forked from a server that has imported everything and computed nothing: they start in milliseconds, and inherit
+# no threads (OpenMP's stand still in a child of a process that has used them).
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["isogloss.training.loop"])
+
+
 class Forked:
-    """A rank in a process of its own, forked: it starts in milliseconds. What it says goes to a file."""
+    """A rank in a process of its own. What it says goes to a file."""
 
     def __init__(self, corpus: Path, run_dir: Path, options: dict[str, Any], environment: dict[str, str]) -> None:
         descriptor, name = tempfile.mkstemp(suffix=".stderr")
         os.close(descriptor)
         self._said = Path(name)
-        self.process = multiprocessing.get_context("fork").Process(
-            target=forked_main, args=(corpus, run_dir, options, environment, self._said)
-        )
+        self.process = SERVER.Process(target=forked_main, args=(corpus, run_dir, options, environment, self._said))
         self.process.start()
 
     def send(self, number: int) -> None:
@@ -220,7 +225,12 @@ def launch(corpus: Path, run_dir: Path, *, ranks: int = 1, **options: Any) -> li
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
         Forked(corpus, run_dir, options, {"RANK": str(rank), "LOCAL_RANK": str(rank), **group} if ranks > 1 else {})
         for rank in range(ranks)
@@ -249,9 +259,6 @@ def spread_of_tone(encoder: Encoder, step: int) -> dict[str, float]:
 
 def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environment: dict[str, str], said: Path) -> None:
     """Train in this process; errors end as they do on the command line."""
-    from isogloss.core.errors import IsoglossError
-    from isogloss.training.parallel import explained_failures
-
     os.setpgid(0, 0)
     file = os.open(said, os.O_WRONLY)
     os.dup2(file, 2)
@@ -265,6 +272,7 @@ def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environmen
         if recipe is not None:
             train(load_recipe(recipe, overrides), run_dir)
             return
+        set_threads(None)
         timeout = 2 * options.get("timeout_seconds", 30)
         with dist.process_group(timeout) as device, stop_on_signals() as stop, explained_failures():
             if bad_rank is not None:

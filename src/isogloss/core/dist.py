@@ -50,10 +50,17 @@ def process_group(timeout_seconds: float = 120.0) -> Iterator[torch.device]:
     torch_dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds)
     )
+    # Whoever drops the last reference to a gloo group waits, holding Python's lock, for a thread of the group that may want
+    # that lock to free a tensor: a rank that leaves by an error, whose traceback keeps a DDP wrapper, stood still so. Here the
+    # last reference goes when the next group comes, or with the interpreter, when that thread has long had its turn.
+    _kept[:] = [torch_dist.group.WORLD]
     try:
         yield device
     finally:
         torch_dist.destroy_process_group()
+
+
+_kept: list[object] = []
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
