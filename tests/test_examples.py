@@ -16,7 +16,8 @@ from isogloss.encoders.presets import build_encoder
 from isogloss.hub.names import HUGGING_FACE, HUGGING_FACE_HEADS, own_to_plain
 from isogloss.losses.negatives import draw_within_utterances
 from isogloss.objectives.base import build_objective
-from test_objectives_contract import SMALL_WAV2VEC2, WAVE, speech
+from objective_cases import WAVE, speech
+from objective_cases.wav2vec2 import SMALL
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -35,7 +36,7 @@ def test_one_file_wav2vec2_has_the_package_s_loss_and_gradient(monkeypatch: pyte
     example = load("one_file_wav2vec2", monkeypatch)
     torch.manual_seed(0)
     encoder = build_encoder(WAVE)
-    objective = build_objective(SMALL_WAV2VEC2, encoder).train()
+    objective = build_objective(SMALL, encoder).train()
     own_encoder, own_heads = example.Encoder(example.Sizes()), example.Heads(example.Sizes())
     renamed = {HUGGING_FACE.to_foreign(name): value for name, value in own_to_plain(encoder.state_dict()).items()}
     own_encoder.load_state_dict(renamed)

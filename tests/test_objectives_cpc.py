@@ -17,13 +17,15 @@ from isogloss.encoders.cpc import CpcConfig
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.objectives._predictors import TransformerPredictors
 from isogloss.objectives.base import Objective, build_objective
-from test_objectives_contract import BATCH, CPC, SMALL_CPC, WAVE, quotient, speech
+from objective_cases import BATCH, CPC, WAVE, speech
+from objective_cases.cpc import SMALL
+from test_objectives_contract import quotient
 
 
 def build(**changes: Any) -> tuple[Objective, Encoder]:
     torch.manual_seed(3)
     encoder = build_encoder(CPC).train()
-    return build_objective(SMALL_CPC | changes, encoder).train(), encoder
+    return build_objective(SMALL | changes, encoder).train(), encoder
 
 
 def slow_predictor(module: TransformerPredictors, k: int, values_SD: Tensor) -> Tensor:

@@ -19,13 +19,15 @@ from isogloss.hub.load import load_model
 from isogloss.losses.negatives import draw_within_utterances
 from isogloss.objectives.base import Objective, build_objective
 from isogloss.training.watchdog import Watchdog
-from test_objectives_contract import BATCH, SMALL_WAV2VEC2, WAVE, quotient, speech
+from objective_cases import BATCH, WAVE, speech
+from objective_cases.wav2vec2 import SMALL
+from test_objectives_contract import quotient
 
 
 def build(**changes: Any) -> tuple[Objective, Encoder]:
     torch.manual_seed(3)
     encoder = build_encoder(WAVE).train()
-    return build_objective(SMALL_WAV2VEC2 | changes, encoder).train(), encoder
+    return build_objective(SMALL | changes, encoder).train(), encoder
 
 
 @pytest.mark.parametrize(("norm", "lengths"), [("layer", [9000, 16000, 5000]), ("group", [16000, 16000])])
@@ -47,7 +49,7 @@ def test_losses_and_gradients_equal_hugging_face(
     )  # fmt: skip
     foreign.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
-    tree = SMALL_WAV2VEC2 | {"feature_penalty": 0.0}
+    tree = SMALL | {"feature_penalty": 0.0}
     objective = build_objective(tree, loaded.encoder).train()
     report = objective.take_heads(loaded.head_tensors)
     assert report.fresh == ["gumbel_temperature"]
