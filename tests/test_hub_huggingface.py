@@ -15,7 +15,7 @@ from isogloss.core.errors import CheckpointError
 from isogloss.encoders.cpc import CpcConfig, CpcEncoder
 from isogloss.encoders.wave import WaveEncoder
 from isogloss.hub.export import export_hf
-from isogloss.hub.huggingface import wave_config
+from isogloss.hub.families._wave import wave_config
 from isogloss.hub.load import load_encoder, load_model
 
 transformers = pytest.importorskip("transformers")
@@ -232,7 +232,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [
-        ("model_type", "wavlm", "model_type"),
+        ("model_type", "whisper", "model_type"),
         ("hidden_act", "relu", "hidden_act"),
         ("adapter_attn_dim", 16, "adapter_attn_dim"),
         ("conv_pos_batch_norm", True, "conv_pos_batch_norm"),

@@ -15,7 +15,6 @@ from isogloss.core.config import Config
 from isogloss.core.errors import CheckpointError
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import EncoderConfig, build_encoder
-from isogloss.encoders.wave import WaveConfig
 
 _SHOWN = 12  # names in an error message
 
@@ -95,11 +94,11 @@ def assemble(found: Found, path: Path) -> Loaded:
 
 
 def _check_depth(config: EncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
-    if not isinstance(config, WaveConfig):
-        return
+    # Every encoder of `num_layers` repeated blocks calls them layers.0, layers.1, …
+    num_layers = config.model_dump().get("num_layers", 0)
     layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
-    if config.num_layers > len(layers):
+    if num_layers > len(layers):
         raise CheckpointError(
-            f"{path}: the configuration describes {config.num_layers} layers, but the file holds {len(layers)}; usually "
+            f"{path}: the configuration describes {num_layers} layers, but the file holds {len(layers)}; usually "
             "because the configuration belongs to another checkpoint"
         )

@@ -1,4 +1,4 @@
-"""What the tensors of the wave transformer are called elsewhere, and how their shapes differ.
+"""What the tensors of the wave transformer are called in fairseq, and how their shapes differ elsewhere.
 
 Translation has two steps: names (one rule per tensor, `KeyMap`) into *plain* names, which are ours but for three things that
 one tensor-to-tensor rule cannot say; then shapes: queries, keys and values become one matrix, convolution weights become
@@ -16,75 +16,40 @@ from torch import Tensor
 from isogloss.core.keymap import KeyMap, Rule
 
 
-def _both(foreign: str, own: str) -> list[Rule]:
+def both(foreign: str, own: str) -> list[Rule]:
+    """Return the rules for a weight and its bias."""
     return [Rule(f"{foreign}.{part}", f"{own}.{part}") for part in ("weight", "bias")]
 
-
-# Hugging Face Wav2Vec2Model, HubertModel, UniSpeechModel, UniSpeechSatModel: the same names in all four.
-HUGGING_FACE = KeyMap(
-    [
-        Rule("masked_spec_embed", "mask_embedding_D"),
-        *_both("feature_extractor.conv_layers.{i}.conv", "convolutions.convs.{i}"),
-        *_both("feature_extractor.conv_layers.{i}.layer_norm", "convolutions.norms.{i}"),
-        *_both("feature_projection.layer_norm", "latent_norm"),
-        *_both("feature_projection.projection", "projection"),
-        Rule("encoder.pos_conv_embed.conv.bias", "position.bias"),
-        # Written since torch 2.0's parametrized weight norm …
-        Rule("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "position.gain_K"),
-        Rule("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "position.direction"),
-        # … and before.
-        Rule("encoder.pos_conv_embed.conv.weight_g", "position.gain_K"),
-        Rule("encoder.pos_conv_embed.conv.weight_v", "position.direction"),
-        *_both("encoder.layer_norm", "norm"),
-        *_both("encoder.layers.{i}.attention.q_proj", "layers.{i}.attention.q"),
-        *_both("encoder.layers.{i}.attention.k_proj", "layers.{i}.attention.k"),
-        *_both("encoder.layers.{i}.attention.v_proj", "layers.{i}.attention.v"),
-        *_both("encoder.layers.{i}.attention.out_proj", "layers.{i}.attention.out"),
-        *_both("encoder.layers.{i}.layer_norm", "layers.{i}.attention_norm"),
-        *_both("encoder.layers.{i}.feed_forward.intermediate_dense", "layers.{i}.ffn.up"),
-        *_both("encoder.layers.{i}.feed_forward.output_dense", "layers.{i}.ffn.down"),
-        *_both("encoder.layers.{i}.final_layer_norm", "layers.{i}.ffn_norm"),
-    ]
-)
-
-HUGGING_FACE_HEADS = KeyMap(
-    [
-        Rule("quantizer.codevectors", "quantizer.codebook"),
-        *_both("quantizer.weight_proj", "quantizer.logits"),
-        *_both("project_q", "project_targets"),
-        *_both("project_hid", "project_context"),
-    ]
-)
 
 FAIRSEQ = KeyMap(
     [
         Rule("mask_emb", "mask_embedding_D"),
-        *_both("feature_extractor.conv_layers.{i}.0", "convolutions.convs.{i}"),
-        *_both("feature_extractor.conv_layers.{i}.2", "convolutions.norms.{i}"),  # group norm
-        *_both("feature_extractor.conv_layers.{i}.2.1", "convolutions.norms.{i}"),  # layer norm, between transposes
-        *_both("layer_norm", "latent_norm"),
-        *_both("post_extract_proj", "projection"),
+        *both("feature_extractor.conv_layers.{i}.0", "convolutions.convs.{i}"),
+        *both("feature_extractor.conv_layers.{i}.2", "convolutions.norms.{i}"),  # group norm
+        *both("feature_extractor.conv_layers.{i}.2.1", "convolutions.norms.{i}"),  # layer norm, between transposes
+        *both("layer_norm", "latent_norm"),
+        *both("post_extract_proj", "projection"),
         Rule("encoder.pos_conv.0.bias", "position.bias"),
         Rule("encoder.pos_conv.0.weight_g", "position.gain_K"),
         Rule("encoder.pos_conv.0.weight_v", "position.direction"),
-        *_both("encoder.layer_norm", "norm"),
-        *_both("encoder.layers.{i}.self_attn.q_proj", "layers.{i}.attention.q"),
-        *_both("encoder.layers.{i}.self_attn.k_proj", "layers.{i}.attention.k"),
-        *_both("encoder.layers.{i}.self_attn.v_proj", "layers.{i}.attention.v"),
-        *_both("encoder.layers.{i}.self_attn.out_proj", "layers.{i}.attention.out"),
-        *_both("encoder.layers.{i}.self_attn_layer_norm", "layers.{i}.attention_norm"),
-        *_both("encoder.layers.{i}.fc1", "layers.{i}.ffn.up"),
-        *_both("encoder.layers.{i}.fc2", "layers.{i}.ffn.down"),
-        *_both("encoder.layers.{i}.final_layer_norm", "layers.{i}.ffn_norm"),
+        *both("encoder.layer_norm", "norm"),
+        *both("encoder.layers.{i}.self_attn.q_proj", "layers.{i}.attention.q"),
+        *both("encoder.layers.{i}.self_attn.k_proj", "layers.{i}.attention.k"),
+        *both("encoder.layers.{i}.self_attn.v_proj", "layers.{i}.attention.v"),
+        *both("encoder.layers.{i}.self_attn.out_proj", "layers.{i}.attention.out"),
+        *both("encoder.layers.{i}.self_attn_layer_norm", "layers.{i}.attention_norm"),
+        *both("encoder.layers.{i}.fc1", "layers.{i}.ffn.up"),
+        *both("encoder.layers.{i}.fc2", "layers.{i}.ffn.down"),
+        *both("encoder.layers.{i}.final_layer_norm", "layers.{i}.ffn_norm"),
     ]
 )
 
 FAIRSEQ_HEADS = KeyMap(
     [
         Rule("quantizer.vars", "quantizer.codebook"),
-        *_both("quantizer.weight_proj", "quantizer.logits"),
-        *_both("project_q", "project_targets"),
-        *_both("final_proj", "project_context"),
+        *both("quantizer.weight_proj", "quantizer.logits"),
+        *both("project_q", "project_targets"),
+        *both("final_proj", "project_context"),
         Rule("label_embs_concat", "label_embeddings"),
     ]
 )

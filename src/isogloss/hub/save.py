@@ -19,7 +19,8 @@ from isogloss.core.config import Config, parse
 from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import EncoderConfig
-from isogloss.hub.huggingface import read_json, read_safetensors
+from isogloss.hub.families.base import read_json
+from isogloss.hub.huggingface import read_safetensors
 from isogloss.hub.loaded import Found, Heads, LoadReport
 
 DESCRIPTION = "isogloss.json"

@@ -1,0 +1,68 @@
+"""The published sizes of the wave transformer, and small ones of ours."""
+
+from __future__ import annotations
+
+from isogloss.encoders.wave import WaveConfig
+
+_NO_DROPOUT = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "input_dropout": 0.0,
+    "layerdrop": 0.0,
+}
+
+
+def _large(width: int = 1024, num_layers: int = 24, input_dropout: float = 0.0) -> WaveConfig:
+    """LARGE LV-60k and what derives from it: layer norm in the convolutions, with bias, norms first, 16 heads, FFN 4·width."""
+    return WaveConfig.model_validate(
+        _NO_DROPOUT
+        | {
+            "conv_norm": "layer",
+            "conv_bias": True,
+            "norm_first": True,
+            "normalize_waveform": True,
+            "feature_gradient_scale": 1.0,
+            "width": width,
+            "num_layers": num_layers,
+            "num_heads": 16,
+            "ffn_width": 4 * width,
+            "input_dropout": input_dropout,
+        }
+    )
+
+
+_BASE = WaveConfig()
+_TINY_CONVOLUTIONS = {"conv_channels": (64,) * 7, "position_kernel": 32, "position_groups": 4}
+
+PRESETS: dict[str, WaveConfig] = {
+    # arXiv 2006.11477, §4.2 and the released configurations.
+    "wav2vec2-base": _BASE,
+    "wav2vec2-large": WaveConfig(
+        width=1024,
+        num_layers=24,
+        num_heads=16,
+        ffn_width=4096,
+        dropout=0.0,
+        input_dropout=0.1,
+        layerdrop=0.2,
+    ),
+    "wav2vec2-large-lv60k": _large(),
+    "xlsr-53": _large(),  # arXiv 2006.13979
+    # arXiv 2111.09296; its table prints 1024/4096 for 1B, which would be 620 M parameters: every release has 1280/5120.
+    "xls-r-300m": _large(),
+    "xls-r-1b": _large(1280, 48, input_dropout=0.1),
+    "xls-r-2b": _large(1920, 48, input_dropout=0.1),
+    # arXiv 2106.07447, table I and the released configurations.
+    "hubert-base": _BASE,
+    "hubert-large": _large().model_copy(update={"conv_bias": False}),
+    "hubert-xlarge": _large(1280, 48).model_copy(update={"conv_bias": False}),
+    # Ours: seconds and minutes on two cores.
+    "wave-tiny": WaveConfig.model_validate(
+        {"width": 64, "num_layers": 2, "num_heads": 4, "ffn_width": 128, "layerdrop": 0.0} | _TINY_CONVOLUTIONS
+    ),
+    "wave-small": WaveConfig.model_validate(
+        {"conv_channels": (128,) * 7, "width": 192, "num_layers": 6, "num_heads": 4, "ffn_width": 768, "layerdrop": 0.0}
+        | {"position_kernel": 64, "position_groups": 8}
+    ),
+}
