@@ -18,7 +18,8 @@ from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation import features
 from isogloss.evaluation.feature_cache import hash_encoder
 from isogloss.evaluation.features import FeatureStore, extract_features, frame_centers, resolve_layers
-from isogloss.evaluation.spectral import SpectralSource, deltas, log_mel, mfcc
+from isogloss.evaluation.spectral import SpectralSource
+from isogloss.nn.filterbank import deltas, log_mel, mfcc
 
 RATE = 16_000
 

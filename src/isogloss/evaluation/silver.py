@@ -17,7 +17,7 @@ from isogloss.data.phonemes import can_phonemize, phonemize_words
 from isogloss.evaluation.aligner import AlignerSettings, train_aligner
 from isogloss.evaluation.features import Progress
 from isogloss.evaluation.labels import Inventory, alignment_items, ipa_segments, is_silence
-from isogloss.evaluation.spectral import SAMPLE_RATE, log_mel, normalize
+from isogloss.nn.filterbank import SAMPLE_RATE, log_mel, normalize
 
 WordsOf = Callable[[Any], Sequence[Sequence[str]]]  # a cut → its words → their phones; empty where it has none
 
