@@ -19,11 +19,22 @@ _SMALL = 1 << 20  # multiplications; below, the call costs more than the product
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with products from `linear`."""
+    """`nn.Linear` with products from `linear`; an `edit` (nn/edits.py) maps the weight to the one that is used."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.edit: nn.Module | None = None
+
+    def used_weight(self) -> Tensor:
+        """Return the weight of the product: `weight` itself, or what the edit makes of it."""
+        if self.edit is None:
+            return self.weight
+        edited: Tensor = self.edit(self.weight)
+        return edited
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that nn.Linear has
         """Return input · weightᵀ + bias."""
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.used_weight(), self.bias)
 
 
 def linear(values_RD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:

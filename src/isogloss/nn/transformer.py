@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
 
     def forward(self, values_ND: Tensor) -> Tensor:
         """Map each frame by itself."""
-        out: Tensor = self.down(self.dropout(linear_gelu(values_ND, self.up.weight, self.up.bias)))
+        out: Tensor = self.down(self.dropout(linear_gelu(values_ND, self.up.used_weight(), self.up.bias)))
         return out
 
 
