@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from isogloss.core.config import Config
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 
+if TYPE_CHECKING:
+    from isogloss.encoders.language_edits import EditsConfig
+
 
 class Encoder(nn.Module, ABC):
     """Audio to frames (`frontend`), frames to states (`context`), both on packed streams.
@@ -19,7 +24,8 @@ class Encoder(nn.Module, ABC):
     `config` rebuilds the encoder; `geometry` says how samples become frames; `latent_width` is the width of the frontend's
     latents, `width` that of the states, `num_layers` is L (there are L+1 states). `normalizes_waveform` says whether the
     model expects each whole utterance at zero mean and unit variance (`prepare` does it). `is_causal` says that state t
-    depends on no frame after t, without which predicting future latents (CPC) is trivial.
+    depends on no frame after t, without which predicting future latents (CPC) is trivial. `edits` says what depends on the
+    language (encoders/language_edits.py), None where nothing does.
     """
 
     config: Config
@@ -30,6 +36,7 @@ class Encoder(nn.Module, ABC):
     num_layers: int
     normalizes_waveform: bool
     is_causal: bool = False
+    edits: EditsConfig | None = None
 
     @abstractmethod
     def frontend(self, audio: Packed) -> FrontendOutput:
@@ -42,6 +49,22 @@ class Encoder(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """Return the large repeated parts (transformer blocks) that FSDP2 shards one by one; none where there are none."""
         return ()
+
+    def feed_forwards(self) -> Sequence[nn.Module]:
+        """Return the last feed-forward module of each block, whose output is added to the residual; none where there are none.
+
+        What they compute is had with `recorded`; data2vec averages it into targets.
+        """
+        return ()
+
+    def for_language(self, language: str) -> Encoder:
+        """Return this encoder as it is for one of the languages that it was adapted to; what is shared is not copied.
+
+        Raises `ConfigError` for a language that it was not adapted to.
+        """
+        from isogloss.encoders.language_edits import fixed_to
+
+        return fixed_to(self, language)
 
     def num_frames(self, num_samples: int) -> int:
         """Return how many frames an utterance of so many samples has."""
@@ -63,6 +86,26 @@ class Encoder(nn.Module, ABC):
         """
         audio = pack_audio(waveforms, num_samples_B)
         return self.context(self.frontend(audio).latents)
+
+
+@contextmanager
+def recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Keep what each call of these modules returns while the context lasts, in the order of the calls.
+
+    An encoder is asked for its feed-forward outputs so, and pays nothing when it is not:
+    `with recorded(encoder.feed_forwards()) as outputs: encoder.context(latents)`.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output)
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pack_audio(waveforms: Sequence[Tensor] | Tensor | Packed, num_samples_B: Tensor | None = None) -> Packed:
