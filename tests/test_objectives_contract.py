@@ -112,6 +112,7 @@ def test_state_goes_round(case: str) -> None:
         for parameter in objective.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     objective.after_step(0.4)
+    objective.follow(encoder, 0.4)
     batch = speech(BATCH, encoder=encoder)
     expected = objective(encoder, batch).total
     torch.manual_seed(99)
@@ -195,4 +196,5 @@ def test_it_overfits_eight_utterances(case: str) -> None:
         (terms.total / terms.num_targets).backward()
         optimizer.step()
         objective.after_step(step / 60)
+        objective.follow(encoder, step / 60)
     assert losses[-1] < CASES[case].to * losses[0], losses[::10]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_distributed() -> bool:
@@ -86,3 +87,19 @@ def gather_objects(value: object) -> list[object]:
     gathered: list[object] = [None] * world_size()
     torch_dist.all_gather_object(gathered, value)
     return gathered
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded (FSDP2); every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, source: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded; each rank takes its own part, nothing is sent."""
+    if isinstance(target, DTensor):
+        target.copy_(
+            distribute_tensor(source.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+        )
+    else:
+        target.copy_(source)

@@ -1,4 +1,4 @@
-"""The wave transformer: the trunk of wav2vec 2.0, XLSR, XLS-R, HuBERT, UniSpeech and UniSpeech-SAT, on packed streams."""
+"""The wave transformer: wav2vec 2.0, XLSR, XLS-R, HuBERT, WavLM, UniSpeech(-SAT), data2vec, SpeechT5's speech encoder; packed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,39 @@ from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.frontends import WaveFrontend
 from isogloss.nn.dropout import Dropout, scale_gradient
-from isogloss.nn.position import PositionalConv
+from isogloss.nn.position import PositionalConv, StackedPositionalConv, sinusoids
 from isogloss.nn.product import Linear
+from isogloss.nn.relative import BucketTable, ClippedPosition, GatedPosition, KeyTable, RelativePosition
 from isogloss.nn.transformer import TransformerLayer
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class GatedRelative(Config):
+    """Gated relative position bias (WavLM, arXiv 2110.13900, §3.1; released sizes)."""
+
+    kind: Literal["gated"] = "gated"
+    num_buckets: Annotated[int, Field(ge=4, multiple_of=4)] = 320
+    max_distance: Count = 800
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"max_distance must be above num_buckets/4, but is {self.max_distance} with {self.num_buckets} buckets"
+            )
+        return self
+
+
+class ClippedRelative(Config):
+    """Keys of clipped relative positions, one table for all layers and heads (SpeechT5, arXiv 2110.07205, §2.1)."""
+
+    kind: Literal["clipped"] = "clipped"
+    max_distance: Count = 160
+
+
+Relative = Annotated[GatedRelative | ClippedRelative, Field(discriminator="kind")]
 
 
 class WaveConfig(Config):
@@ -34,8 +61,14 @@ class WaveConfig(Config):
         Of the transformer. BASE has 12 heads in every released checkpoint, though the paper prints 8.
     norm_first
         Layer norm before attention and feed-forward (LARGE LV-60k, XLSR, XLS-R) instead of after them (BASE).
+    position
+        What tells positions before the layers. "conv": one convolution with weight norm (nearly all). "conv_stack":
+        `position_layers` convolutions with layer norms (data2vec, arXiv 2202.03555). "conv_sinusoid": the one convolution, then
+        sinusoids (SpeechT5, arXiv 2110.07205).
     position_kernel, position_groups
-        The convolution that tells positions, in frames.
+        Of the convolutions that tell positions, in frames.
+    relative
+        What tells them inside attention: nothing, WavLM's gated buckets, or SpeechT5's clipped keys.
     dropout, attention_dropout, activation_dropout, input_dropout
         After attention and feed-forward, of attention weights, inside the feed-forward, of the projected latents.
     layerdrop
@@ -59,8 +92,11 @@ class WaveConfig(Config):
     num_heads: Count = 12
     ffn_width: Count = 3072
     norm_first: bool = False
+    position: Literal["conv", "conv_stack", "conv_sinusoid"] = "conv"
     position_kernel: Count = 128
     position_groups: Count = 16
+    position_layers: Count = 1
+    relative: Relative | None = None
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
     activation_dropout: Probability = 0.0
@@ -77,6 +113,10 @@ class WaveConfig(Config):
             raise ValueError(
                 "conv_channels, conv_kernels and conv_strides must be equally many and at least one, but have "
                 f"{len(self.conv_channels)}, {len(self.conv_kernels)} and {len(self.conv_strides)} entries"
+            )
+        if self.position != "conv_stack" and self.position_layers != 1:
+            raise ValueError(
+                f"position_layers must be 1 with position = {self.position!r}, but is {self.position_layers}; only conv_stack has more"
             )
         for divisor, name in ((self.num_heads, "num_heads"), (self.position_groups, "position_groups")):
             if self.width % divisor:
@@ -110,7 +150,7 @@ class WaveEncoder(Encoder):
         self.projection = Linear(self.latent_width, config.width)
         self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding_D = nn.Parameter(torch.empty(config.width))
-        self.position = PositionalConv(config.width, config.position_kernel, config.position_groups)
+        self.position = _position(config)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -123,10 +163,13 @@ class WaveEncoder(Encoder):
                 attention_dropout=config.attention_dropout,
                 activation_dropout=config.activation_dropout,
                 eps=config.layer_norm_eps,
+                relative=_relative_position(config),
             )
             for _ in range(config.num_layers)
         )
         self._initialise()
+        # Shared by the layers and made after them: presets without it start from the same weights as before it existed.
+        self.relative = _relative_table(config)
 
     def _initialise(self) -> None:
         # As fairseq's released code: N(0, 0.02) and zero bias in the layers, U(0, 1) for the mask embedding; torch's default
@@ -142,6 +185,10 @@ class WaveEncoder(Encoder):
     def blocks(self) -> Sequence[nn.Module]:
         """Return the transformer layers."""
         return list(self.layers)
+
+    def feed_forwards(self) -> Sequence[nn.Module]:
+        """Return the feed-forward of each layer."""
+        return [layer.ffn for layer in self.layers]
 
     def frontend(self, audio: Packed) -> FrontendOutput:
         """Return the last convolution's outputs (`features`) and the same after layer norm (`latents`), N×512 in BASE."""
@@ -159,15 +206,47 @@ class WaveEncoder(Encoder):
             # Without masks the embedding still gets a (zero) gradient: processes of a group expect one for every parameter.
             values_ND = values_ND + 0.0 * self.mask_embedding_D
         values_ND = values_ND + self.position(values_ND, sizes_B)
+        if self.config.position == "conv_sinusoid":
+            values_ND = values_ND + sinusoids(sizes_B, self.width, first=2, device=values_ND.device).to(values_ND.dtype)
         values_ND = self.dropout(values_ND if self.config.norm_first else self.norm(values_ND))
+        shared = None
+        if self.relative is not None:
+            shared = self.relative(sizes_B)
+            if self.training:
+                # As for the mask embedding: if all layers are dropped, the table still gets a gradient.
+                values_ND = values_ND + 0.0 * self.relative.weight[0, 0]
         states = [values_ND]
         for layer in self.layers:
             is_dropped = self.training and self.config.layerdrop > 0 and float(torch.rand(())) < self.config.layerdrop
             if self.config.checkpoint_activations and self.training and not is_dropped:
-                values_ND = checkpoint(layer, values_ND, sizes_B, use_reentrant=False)
+                values_ND = checkpoint(layer, values_ND, sizes_B, False, shared, use_reentrant=False)
             else:
-                values_ND = layer(values_ND, sizes_B, is_dropped)
+                values_ND = layer(values_ND, sizes_B, is_dropped, shared)
             states.append(values_ND)
         if self.config.norm_first:
             states[-1] = self.norm(values_ND)
         return EncoderOutput([latents.with_values(state) for state in states])
+
+
+def _position(config: WaveConfig) -> PositionalConv | StackedPositionalConv:
+    if config.position == "conv_stack":
+        return StackedPositionalConv(
+            config.width, config.position_kernel, config.position_groups, config.position_layers
+        )
+    return PositionalConv(config.width, config.position_kernel, config.position_groups)
+
+
+def _relative_position(config: WaveConfig) -> RelativePosition | None:
+    if config.relative is None:
+        return None
+    return GatedPosition(config.width, config.num_heads) if config.relative.kind == "gated" else ClippedPosition()
+
+
+def _relative_table(config: WaveConfig) -> BucketTable | KeyTable | None:
+    match config.relative:
+        case None:
+            return None
+        case GatedRelative(num_buckets=num_buckets, max_distance=max_distance):
+            return BucketTable(num_buckets, max_distance, config.num_heads)
+        case ClippedRelative(max_distance=max_distance):
+            return KeyTable(max_distance, config.width // config.num_heads)

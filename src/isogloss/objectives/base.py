@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from isogloss.core.config import Config, parse
 from isogloss.core.errors import ConfigError
 from isogloss.core.lookup import find_class, find_module
 from isogloss.core.types import LossTerms, SpeechBatch
+from isogloss.data.index import CorpusIndex
 from isogloss.encoders.base import Encoder
 
 
@@ -75,7 +76,13 @@ class Objective(nn.Module, ABC):
         """Return the summed loss, the number of targets, and metrics."""
 
     def after_step(self, progress: float) -> None:
-        """Follow an update (temperatures, teachers); `progress` in [0, 1] is the fraction of the run that is done."""
+        """Follow an update (temperatures, codebooks); `progress` in [0, 1] is the fraction of the run that is done."""
+
+    def follow(self, encoder: Encoder, progress: float) -> None:
+        """Let teachers follow the encoder, right after `after_step`; under FSDP2 its parameters are sharded here.
+
+        Every rank calls it. An objective made of others passes it on.
+        """
 
     def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:
         """Copy heads from tensors that bear this objective's own names; name the taken and the fresh ones."""
@@ -96,16 +103,25 @@ class ObjectiveConfig(Config):
 
     name: str
 
+    def for_corpus(self, index: CorpusIndex) -> Self:
+        """Return the settings with what follows from the corpus filled in (a vocabulary): a run's config and its model hold it."""
+        return self
+
+
+def parse_objective(tree: Mapping[str, Any], where: str = "[objective]") -> ObjectiveConfig:
+    """Return the settings of the objective that `tree["name"]` names, defaults filled in; `ConfigError` for an unknown name or key."""
+    if "name" not in tree:
+        raise ConfigError(f'{where} needs `name`, for instance `name = "wav2vec2"`')
+    config: ObjectiveConfig = parse(find_module("isogloss.objectives", str(tree["name"])).Config, tree, where)
+    return config
+
 
 def build_objective(tree: Mapping[str, Any], encoder: Encoder) -> Objective:
     """Build the objective that `tree["name"]` names from the rest of the tree, for an encoder.
 
     Raises `ConfigError` for an unknown name or key.
     """
-    if "name" not in tree:
-        raise ConfigError('[objective] needs `name`, for instance `name = "wav2vec2"`')
-    module = find_module("isogloss.objectives", str(tree["name"]))
-    config = parse(module.Config, tree, "[objective]")
-    build: Any = find_class(module, Objective)
+    config = parse_objective(tree)
+    build: Any = find_class(find_module("isogloss.objectives", config.name), Objective)
     objective: Objective = build(config, encoder)
     return objective

@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from isogloss.core.dist import copy_into, full_tensor
 from isogloss.core.errors import CheckpointError
-from isogloss.training.parallel import copy_into, full_tensor
 
 FORMAT = 1
 FREE_SPACE_FACTOR = 2.2  # the new checkpoint, and room for whatever else writes meanwhile

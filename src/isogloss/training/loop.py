@@ -26,7 +26,6 @@ from isogloss.training.logging import RunLog
 from isogloss.training.optim import build_optimizer, set_learning_rate
 from isogloss.training.parallel import (
     explained_failures,
-    full_tensor,
     on_main,
     parallelize,
     set_threads,
@@ -246,7 +245,7 @@ class Loop:
             sums += LossTerms(totals[-1], terms.num_targets, terms.metrics)
             audio_seconds += batch.seconds
         gradients = [p.grad for p in self.trained if p.grad is not None]
-        raw_norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+        raw_norm = dist.full_tensor(torch.nn.utils.get_total_norm(gradients))
         is_bad = ~(torch.isfinite(raw_norm) & torch.isfinite(sums.total))
         asked = [float(self.stop.exit_code == code) for code in EXIT_CODES.values()]
         self.stall.beat(self.step, "adding up over the ranks")
@@ -269,7 +268,7 @@ class Loop:
             torch._foreach_mul_(gradients, scale)
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
-            self.learner.trainable.after_step(self.step / job.total_updates)
+            self.learner.after_step(self.step / job.total_updates)
             self.window.add(reduced)
             for warning in self.watchdog.observe(self.step, {"loss": reduced.mean_loss, **reduced.means()}):
                 self.log.say("warning", self.step, warning)

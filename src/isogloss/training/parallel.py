@@ -9,17 +9,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from isogloss.core import dist
 from isogloss.core.errors import IsoglossError, TrainingError
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
-from isogloss.objectives.base import Trainable
+from isogloss.objectives.base import Objective, Trainable
 from isogloss.training.provenance import usable_cores
 
 Parallel = Literal["ddp", "fsdp2"]
@@ -43,6 +42,12 @@ class Learner(nn.Module):
     def trainable(self) -> Trainable:
         """The objective, as the protocol that the loop speaks."""
         return cast(Trainable, self.objective)
+
+    def after_step(self, progress: float) -> None:
+        """Follow an update: first what depends on the progress alone, then teachers, which read the encoder."""
+        self.trainable.after_step(progress)
+        if isinstance(self.objective, Objective):
+            self.objective.follow(self.encoder, progress)
 
 
 def parallelize(learner: Learner, parallel: Parallel, device: torch.device) -> nn.Module:
@@ -91,22 +96,6 @@ def unsharded(learner: Learner) -> Iterator[None]:
         yield
     finally:
         learner.reshard()
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def copy_into(target: Tensor, source: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded; each rank takes its own part, nothing is sent."""
-    if isinstance(target, DTensor):
-        target.copy_(
-            distribute_tensor(source.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-        )
-    else:
-        target.copy_(source)
 
 
 def on_main(work: Callable[[], T]) -> T:
