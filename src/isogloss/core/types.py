@@ -130,6 +130,7 @@ class SpeechBatch:
     sample_rate: int = 16_000
     speakers: list[str | None] | None = None
     text: list[str | None] | None = None
+    phones: list[list[str] | None] | None = None  # of the utterance's phone alignment, without silences
     translation: list[str | None] | None = None
     units: Packed | None = None  # one label (int64) per frame or token
     state: Mapping[str, Any] = field(default_factory=dict)  # of the loader, after this batch

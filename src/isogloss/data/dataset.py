@@ -15,6 +15,7 @@ from isogloss.core.errors import DataError
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.data.audio import read_audio
 from isogloss.data.index import CorpusIndex
+from isogloss.data.phones import aligned_phones
 from isogloss.data.streams import SAMPLE_RATE, Item
 from isogloss.data.units import UnitTable
 
@@ -174,6 +175,7 @@ class SpeechDataset(Dataset[LoadedBin]):
             sample_rate=SAMPLE_RATE,
             speakers=[s.speaker if s is not None else None for s in spoken],
             text=texts,
+            phones=[aligned_phones(u.cut) if u.is_whole else None for u in utterances],
             translation=translations,
             units=Packed.from_list(labels) if labels else None,
         )

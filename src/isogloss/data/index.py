@@ -133,12 +133,12 @@ class CorpusIndex:
         """Return N, the number of cuts."""
         return self._num_cuts
 
-    def cut(self, row: int) -> MonoCut:
-        """Return a cut; the audio of a cut in a shard comes with it, as bytes in memory."""
+    def cut(self, row: int, *, with_audio: bool = True) -> MonoCut:
+        """Return a cut; the audio of a cut in a shard comes with it, as bytes in memory, unless it is not wanted."""
         where = f"{self.folder / 'cuts.jsonl'}:{row + 1}"
         data = parse_line(self._lines[int(self._offsets[row]) : int(self._offsets[row + 1])].rstrip(b"\n"), where)
         cut = to_cut(data, self.root, where)
-        if self.shards is not None:
+        if self.shards is not None and with_audio:
             path = self.root / self._shard_names[int(self.shards[row])]
             source = cut.recording.sources[0]
             source.type = "memory"

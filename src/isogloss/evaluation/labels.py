@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,19 +11,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from isogloss.core.errors import DataError
+from isogloss.core.vocabulary import ipa_segments
+from isogloss.data.phones import SILENCES, alignment_items, is_silence, phone_sequence
 
-SILENCES = frozenset({"", "sil", "sp", "spn", "nsn", "pau", "_", "<eps>", "<sil>", "[silence]", "#"})
+__all__ = [
+    "SILENCES",
+    "UNKNOWN",
+    "UNLABELLED",
+    "Inventory",
+    "alignment_items",
+    "alignment_kind",
+    "frame_labels",
+    "ipa_segments",
+    "is_silence",
+    "phone_sequence",
+]
+
 UNLABELLED = -1  # no phone at this time, or silence that is left out
 UNKNOWN = -2  # a phone that the inventory lacks: always counted as an error
-
-_TIES = frozenset("͜͡")
-_PROSODY = frozenset("ˈˌ.|‖ˑ")  # stress, syllable and group marks: of the word, not of a segment
-
-
-def is_silence(symbol: str) -> bool:
-    """True for the usual names of silence, noise and empty labels."""
-    return symbol.strip().lower() in SILENCES
 
 
 @dataclass(frozen=True)
@@ -52,58 +56,12 @@ class Inventory:
         return np.array([self.index.get(phone, UNKNOWN) for phone in phones], dtype=np.int64)
 
 
-def alignment_items(cut: Any, tier: str = "phone") -> list[Any]:
-    """Return the alignment items (symbol, start, duration; seconds from the start of the cut) of a cut, in time order."""
-    items = [item for supervision in cut.supervisions for item in (supervision.alignment or {}).get(tier, [])]
-    return sorted(items, key=lambda item: item.start)
-
-
 def alignment_kind(cuts: Iterable[Any]) -> Literal["gold", "silver", "synthetic"]:
     """Return where the phone times of cuts come from: one silver or untold alignment makes all of them silver."""
     kinds = {(cut.custom or {}).get("alignment_kind") for cut in cuts}
     if kinds == {"gold"}:
         return "gold"
     return "synthetic" if kinds <= {"gold", "synthetic"} else "silver"
-
-
-def phone_sequence(cut: Any, *, keep_silence: bool = False) -> list[str]:
-    """Return the phones of a cut: those of its alignment, else the segments of its text, which must be IPA then."""
-    items = alignment_items(cut)
-    if items:
-        return [item.symbol for item in items if keep_silence or not is_silence(item.symbol)]
-    text = " ".join(s.text for s in cut.supervisions if s.text)
-    if not text:
-        raise DataError(
-            f"cut `{cut.id}` has neither a phone alignment nor a text; usually because the corpus is unlabelled; "
-            "try a corpus with a CTM or TextGrid beside it"
-        )
-    return ipa_segments(text)
-
-
-def ipa_segments(text: str) -> list[str]:
-    """Split IPA into segments: a letter with its diacritics, length and ties; stress, boundaries and tone are left out."""
-    segments: list[str] = []
-    joins = False  # a tie: the next letter belongs to the last segment
-    prefix = ""  # a modifier at the start of a word (ⁿd) belongs to the next letter
-    is_start = True
-    for char in unicodedata.normalize("NFD", text):
-        category = unicodedata.category(char)
-        if char in _TIES and segments:
-            segments[-1] += char
-            joins = True
-        elif char in _PROSODY or category[0] in "ZCSPN":
-            joins, is_start = False, is_start or category[0] in "ZP"
-        elif category in ("Mn", "Lm") and is_start:
-            prefix += char
-        elif category in ("Mn", "Lm"):
-            segments[-1] += char
-        elif joins:
-            segments[-1] += char
-            joins = False
-        else:
-            segments.append(prefix + char)
-            prefix, is_start = "", False
-    return segments
 
 
 def frame_labels(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isogloss.core.errors import DataError
+from isogloss.losses.edit_distance import edit_distance, edit_table
 
 Array = npt.NDArray[np.float64]
 
@@ -30,12 +31,12 @@ class EditOperations(NamedTuple):
 
 def edit_counts(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> int:
     """Return the least number of substitutions, deletions and insertions (Levenshtein distance)."""
-    return int(_edit_table(reference, hypothesis)[-1, -1])
+    return edit_distance(reference, hypothesis)
 
 
 def edit_operations(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> EditOperations:
     """Return the operations of one cheapest alignment; among several, substitutions are taken before insertions and deletions."""
-    table = _edit_table(reference, hypothesis)
+    table = edit_table(reference, hypothesis)
     i, j = len(reference), len(hypothesis)
     hits = substitutions = deletions = insertions = 0
     while i or j:
@@ -48,20 +49,6 @@ def edit_operations(reference: Sequence[Hashable], hypothesis: Sequence[Hashable
         else:
             i, deletions = i - 1, deletions + 1
     return EditOperations(hits, substitutions, deletions, insertions)
-
-
-def _edit_table(reference: Sequence[Hashable], hypothesis: Sequence[Hashable]) -> npt.NDArray[np.int64]:
-    codes = {token: index for index, token in enumerate(dict.fromkeys([*reference, *hypothesis]))}
-    hypothesis_codes = np.fromiter((codes[token] for token in hypothesis), np.int64, len(hypothesis))
-    position = np.arange(len(hypothesis) + 1)
-    table = np.empty((len(reference) + 1, len(hypothesis) + 1), np.int64)
-    table[0] = position
-    for i, token in enumerate(reference):
-        row = table[i] + 1
-        row[1:] = np.minimum(row[1:], table[i, :-1] + (hypothesis_codes != codes[token]))
-        # An insertion costs one for each position moved on: the best start is a running minimum.
-        table[i + 1] = np.minimum.accumulate(row - position) + position
-    return table
 
 
 def words(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader, Update
 from isogloss.encoders.presets import build_encoder
 from isogloss.hub.save import save_model
-from isogloss.objectives.base import Objective, build_objective
+from isogloss.objectives.base import Objective, build_objective, parse_objective
 from isogloss.training.optim import OptimConfig
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import Recipe, TrainingConfig
@@ -64,6 +64,8 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
     if not recipe.data.path:
         raise ConfigError("there is no corpus: give one with `--data DIR`, or set `data.path` in the recipe")
     index = CorpusIndex.open(recipe.data.path)
+    completed = parse_objective(recipe.objective).for_corpus(index)
+    recipe = recipe.model_copy(update={"objective": completed.model_dump(mode="json")})
 
     def build() -> Learner:
         torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
