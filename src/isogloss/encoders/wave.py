@@ -16,8 +16,8 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.frontends import WaveFrontend
 from isogloss.nn.dropout import Dropout, scale_gradient
 from isogloss.nn.position import PositionalConv, StackedPositionalConv, sinusoids
+from isogloss.nn.position_bias import BucketTable, ClippedPosition, GatedPosition, KeyTable, PositionBias
 from isogloss.nn.product import Linear
-from isogloss.nn.relative import BucketTable, ClippedPosition, GatedPosition, KeyTable, RelativePosition
 from isogloss.nn.transformer import TransformerLayer
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -236,7 +236,7 @@ def _position(config: WaveConfig) -> PositionalConv | StackedPositionalConv:
     return PositionalConv(config.width, config.position_kernel, config.position_groups)
 
 
-def _relative_position(config: WaveConfig) -> RelativePosition | None:
+def _relative_position(config: WaveConfig) -> PositionBias | None:
     if config.relative is None:
         return None
     return GatedPosition(config.width, config.num_heads) if config.relative.kind == "gated" else ClippedPosition()

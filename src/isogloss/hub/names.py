@@ -55,6 +55,7 @@ FAIRSEQ_HEADS = KeyMap(
 )
 
 _CONV_WEIGHT = re.compile(r"convolutions\.convs\.\d+\.weight")
+_GATE_SCALE = re.compile(r"layers\.\d+\.attention\.relative\.scale_H")
 _QUERY = re.compile(r"(layers\.\d+\.attention)\.q\.(weight|bias)")
 _QKV = re.compile(r"(layers\.\d+\.attention)\.qkv\.(weight|bias)")
 
@@ -66,7 +67,7 @@ def plain_to_own(plain: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in plain.items():
         if _CONV_WEIGHT.fullmatch(name) and tensor.dim() == 3:
             own[name] = tensor.permute(0, 2, 1).contiguous()
-        elif name == "position.gain_K":
+        elif name == "position.gain_K" or _GATE_SCALE.fullmatch(name):
             own[name] = tensor.flatten()
         elif match := _QUERY.fullmatch(name):
             names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
@@ -87,6 +88,8 @@ def own_to_plain(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             plain[name] = tensor.permute(0, 2, 1).contiguous()
         elif name == "position.gain_K":
             plain[name] = tensor.view(1, 1, -1)
+        elif _GATE_SCALE.fullmatch(name):
+            plain[name] = tensor.view(1, -1, 1, 1)
         elif match := _QKV.fullmatch(name):
             for part, piece in zip("qkv", tensor.chunk(3), strict=True):
                 plain[f"{match[1]}.{part}.{match[2]}"] = piece.contiguous()

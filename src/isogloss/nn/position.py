@@ -1,4 +1,4 @@
-"""Convolutional position embedding over a packed stream."""
+"""Position embeddings over a packed stream: convolutions, and sinusoids."""
 
 from __future__ import annotations
 
@@ -42,16 +42,58 @@ class PositionalConv(nn.Module):
 
     def forward(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
         """Return the position embedding of each frame, N×D."""
-        gap = values_ND.new_zeros(self.kernel // 2, values_ND.shape[1])
-        pieces = [gap]
-        for part in values_ND.split(sizes_B):
-            pieces += [part, gap]
-        out_RD = grouped_conv(torch.cat(pieces), self.weight(), self.bias, self.groups)
-        kept, start = [], 0
-        for size in sizes_B:
-            kept.append(out_RD[start : start + size])
-            start += size + len(gap)
-        return F.gelu(torch.cat(kept))
+        return F.gelu(_conv_apart(values_ND, sizes_B, self.weight(), self.bias, self.groups))
+
+
+class StackedPositionalConv(nn.Module):
+    """Grouped convolutions one after another, each with a layer norm without weights and GELU (data2vec's audio model).
+
+    arXiv 2202.03555's released code: five of kernel 19, no weight norm, torch's initial weights. What lies outside an
+    utterance is zero before each of them.
+    """
+
+    def __init__(self, width: int, kernel: int, groups: int, num_layers: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weights = nn.ParameterList(torch.empty(width, width // groups, kernel) for _ in range(num_layers))
+        self.biases = nn.ParameterList(torch.empty(width) for _ in range(num_layers))
+        bound = 1 / math.sqrt(kernel * width // groups)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
+        """Return the position embedding of each frame, N×D."""
+        for weight_DIK, bias_D in zip(self.weights, self.biases, strict=True):
+            values_ND = _conv_apart(values_ND, sizes_B, weight_DIK, bias_D, self.groups)
+            values_ND = F.gelu(F.layer_norm(values_ND, values_ND.shape[1:]))
+        return values_ND
+
+
+def sinusoids(sizes_B: list[int], width: int, *, first: int, device: torch.device) -> Tensor:
+    """Return sin(p·f_i), cos(p·f_i), f_i = 10000^(−i/(width/2 − 1)), p = first, first+1, … in each utterance; N×width.
+
+    The variant of tensor2tensor and fairseq, which SpeechT5 adds (arXiv 2110.07205's code; there p begins at 2, behind the padding index).
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half).float() * (-math.log(10_000) / (half - 1)))
+    positions = torch.arange(first, first + max(sizes_B, default=0)).float()
+    angles = positions.unsqueeze(1) * frequencies
+    table_SD = F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2)).to(device)
+    return torch.cat([table_SD[:n] for n in sizes_B]) if sizes_B else table_SD
+
+
+def _conv_apart(values_ND: Tensor, sizes_B: list[int], weight_DIK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
+    """Convolve every utterance by itself, as if zeros lay around it; kernels of even length lose their last row."""
+    gap = values_ND.new_zeros(weight_DIK.shape[2] // 2, values_ND.shape[1])
+    pieces = [gap]
+    for part in values_ND.split(sizes_B):
+        pieces += [part, gap]
+    out_RD = grouped_conv(torch.cat(pieces), weight_DIK, bias_D, groups)
+    kept, start = [], 0
+    for size in sizes_B:
+        kept.append(out_RD[start : start + size])
+        start += size + len(gap)
+    return torch.cat(kept)
 
 
 def grouped_conv(values_RD: Tensor, weight_DIK: Tensor, bias_D: Tensor, groups: int) -> Tensor:

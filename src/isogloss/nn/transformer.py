@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from isogloss.nn.attention import PackedAttention
 from isogloss.nn.dropout import Dropout
+from isogloss.nn.position_bias import PositionBias
 from isogloss.nn.product import Linear, linear_gelu
 
 
@@ -39,27 +42,29 @@ class TransformerLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         eps: float,
+        relative: PositionBias | None = None,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.attention = PackedAttention(width, num_heads, attention_dropout)
+        self.attention = PackedAttention(width, num_heads, attention_dropout, relative)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.ffn = FeedForward(width, ffn_width, activation_dropout)
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
         self.dropout = Dropout(dropout)
 
-    def forward(self, values_ND: Tensor, sizes_B: list[int], is_dropped: bool = False) -> Tensor:
+    def forward(self, values_ND: Tensor, sizes_B: list[int], is_dropped: bool = False, shared: Any = None) -> Tensor:
         """Return the next state, N×D; a layer that layer drop left out returns its input and gives zero gradients.
 
         Zero, not none: every process of a group then has a gradient for every parameter, whichever layers it left out.
+        `shared` is what the relative positions of all layers read.
         """
         if is_dropped:
             anchors = torch.stack([parameter.view(-1)[0] for parameter in self.parameters()])
             return values_ND + (0.0 * anchors).sum()
         if self.norm_first:
-            values_ND = values_ND + self.dropout(self.attention(self.attention_norm(values_ND), sizes_B))
+            values_ND = values_ND + self.dropout(self.attention(self.attention_norm(values_ND), sizes_B, shared))
             values_ND = values_ND + self.dropout(self.ffn(self.ffn_norm(values_ND)))
         else:
-            values_ND = self.attention_norm(values_ND + self.dropout(self.attention(values_ND, sizes_B)))
+            values_ND = self.attention_norm(values_ND + self.dropout(self.attention(values_ND, sizes_B, shared)))
             values_ND = self.ffn_norm(values_ND + self.dropout(self.ffn(values_ND)))
         return values_ND

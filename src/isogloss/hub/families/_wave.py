@@ -125,7 +125,9 @@ def write_wave(config: WaveConfig, model_type: str) -> dict[str, Any]:
 
 def write_trunk(model_type: str, config: Config) -> dict[str, Any] | None:
     """Write `config.json` of one of the four classes that are the trunk itself."""
-    return write_wave(config, model_type) if isinstance(config, WaveConfig) else None
+    if not isinstance(config, WaveConfig) or config.position != "conv" or config.relative is not None:
+        return None
+    return write_wave(config, model_type)
 
 
 def to_own(plain: Mapping[str, Tensor], config: WaveConfig, notes: list[str]) -> dict[str, Tensor]:
