@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -97,6 +97,13 @@ class Objective(nn.Module, ABC):
                 report.fresh.append(name)
         return report
 
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Make the heads (names of parameters) that a checkpoint lacks; return the rule, in a phrase.
+
+        Called after `take_heads`, with the checkpoint's encoder. By default they stay as they were initialised.
+        """
+        return "they are initialised afresh"
+
 
 class ObjectiveConfig(Config):
     """Base of every objective's config; `name` is the file's name."""
@@ -106,6 +113,15 @@ class ObjectiveConfig(Config):
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with what follows from the corpus filled in (a vocabulary): a run's config and its model hold it."""
         return self
+
+    def continued(self) -> Self:
+        """Return the settings with which a finished run goes on: temperatures and rates that moved stay at their end."""
+        return self
+
+    @classmethod
+    def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return what the shapes of a checkpoint's heads tell about the settings; None where they are not this objective's."""
+        return None
 
 
 def parse_objective(tree: Mapping[str, Any], where: str = "[objective]") -> ObjectiveConfig:

@@ -15,7 +15,8 @@ fairseq's batches, it is fairseq's.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -86,6 +87,23 @@ class Config(ObjectiveConfig):
                 f"but is {self.gumbel_temperature_end:g}"
             )
         return self
+
+    def continued(self) -> Self:
+        """Return the settings with the Gumbel temperature at its end."""
+        return self.model_copy(update={"gumbel_temperature_start": self.gumbel_temperature_end})
+
+    @classmethod
+    def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the sizes of quantizer and projections; a released model's temperature has reached its end."""
+        codebook, targets = heads.get("quantizer.codebook"), heads.get("project_targets.weight")
+        if codebook is None or targets is None or codebook.shape[-1] == 0 or "project_context.weight" not in heads:
+            return None
+        num_codebooks = targets.shape[1] // codebook.shape[-1]
+        sizes = {"num_codebooks": num_codebooks, "num_codes": codebook.numel() // codebook.shape[-1] // num_codebooks}
+        sizes |= {"target_width": targets.shape[1], "final_width": targets.shape[0]}
+        # LARGE, XLSR and XLS-R end at 0.1, BASE at 0.5 (released configurations); the widths tell them apart.
+        end = 0.5 if targets.shape[0] <= 256 else 0.1
+        return {**sizes, "gumbel_temperature_start": end, "gumbel_temperature_end": end}
 
 
 @final
