@@ -16,14 +16,16 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="Where to write isogloss.json and model.safetensors.")],
 ) -> None:
     """Turn a Hugging Face or fairseq checkpoint into an isogloss folder; heads are kept."""
+    from isogloss.encoders.language_edits import dense_tensors, split_rows
     from isogloss.hub.load import load_model
     from isogloss.hub.save import write_folder
 
     loaded = load_model(model)
-    tensors = {f"encoder.{name}": tensor for name, tensor in loaded.encoder.state_dict().items()}
+    tensors = {f"encoder.{name}": tensor for name, tensor in dense_tensors(loaded.encoder).items()}
     tensors |= {f"objective.{name}": tensor for name, tensor in loaded.head_tensors.items()}
     extra = {"converted_from": loaded.report.format, "source": model.name}
-    write_folder(folder, tensors, loaded.encoder.config, loaded.objective_tree, extra)
+    edits = None if loaded.encoder.edits is None else (loaded.encoder.edits, split_rows(loaded.encoder))
+    write_folder(folder, tensors, loaded.encoder.config, loaded.objective_tree, extra, edits)
     for name in loaded.report.fresh:
         typer.echo(f"initialised afresh: {name}")
     for note in loaded.report.notes:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from isogloss.core.errors import DataError
+from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.lookup import nearest
 from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.streams import SAMPLE_RATE, Grouping, Item, SamplingConfig, Stream
@@ -60,7 +61,10 @@ class Planner:
         self._multiple = math.lcm(world_size, settings.bins_multiple_of)
         shortest = max(settings.min_seconds, min_samples / SAMPLE_RATE)
         # half a sample of tolerance: durations are kept in 32 bits
-        rows = np.flatnonzero(index.durations >= shortest - 0.5 / SAMPLE_RATE).astype(np.int32)
+        is_usable = index.durations >= shortest - 0.5 / SAMPLE_RATE
+        if settings.languages is not None:
+            is_usable = is_usable & np.isin(index.languages, _language_numbers(index, settings.languages))
+        rows = np.flatnonzero(is_usable).astype(np.int32)
         if not len(rows):
             raise DataError(
                 f"no utterance is as long as `min_seconds` = {shortest:g} s; the longest of {len(index)} has "
@@ -286,6 +290,14 @@ def _bucket_edges(
     shares = np.arange(1, settings.num_buckets) / settings.num_buckets
     edges: NDArray[np.float64] = seconds[np.minimum(np.searchsorted(ends, ends[-1] * shares), len(seconds) - 1)]
     return edges
+
+
+def _language_numbers(index: CorpusIndex, names: Sequence[str]) -> list[int]:
+    """Return the numbers of languages; one that the corpus does not have is a `ConfigError`."""
+    for name in names:
+        if name not in index.language_names:
+            raise ConfigError(f"`data.languages`: the corpus has no `{name}`; {nearest(name, index.language_names)}")
+    return [index.language_names.index(name) for name in names]
 
 
 def _longest(bins: Sequence[Sequence[Item]]) -> int:

@@ -29,6 +29,7 @@ class SamplingConfig(Config):
     `num_buckets` above 1 makes bins of similar durations. `bins_multiple_of` makes the number of bins of an update a multiple
     of it as well as of the number of processes: with 4, one, two and four processes work through the same bins.
     `shuffle_shards` above 0 reads a sharded corpus that many shards at a time instead of jumping through all of it.
+    `languages` takes these only (all where it is not given).
     """
 
     seconds_per_update: float = Field(5760.0, gt=0)
@@ -40,6 +41,7 @@ class SamplingConfig(Config):
     num_buckets: int = Field(1, ge=1)
     bins_multiple_of: int = Field(1, ge=1)
     shuffle_shards: int = Field(0, ge=0)
+    languages: list[str] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

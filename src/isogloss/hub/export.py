@@ -43,6 +43,12 @@ def export_tensors(
     extra: Mapping[str, Any],
 ) -> None:
     """Write the same from an encoder and the tensors of its heads (as `load_model` gives them)."""
+    if encoder.edits is not None:
+        languages = ", ".join(encoder.edits.languages)
+        raise CheckpointError(
+            f"transformers has no class for an encoder that depends on the language ({languages}); export a sub-network as "
+            "`encoder.for_language(…)` gives it"
+        )
     family, config = family_for(encoder, objective_tree)
     head_class = family.head_class(objective_tree)
     foreign_heads = _foreign_heads(family, heads) if head_class is not None else {}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from isogloss.core.config import Config
-from isogloss.core.errors import CheckpointError
+from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import EditsConfig, install, split_rows, write_rows
 from isogloss.encoders.presets import EncoderConfig, build_encoder
 
 _SHOWN = 12  # names in an error message
@@ -60,6 +61,7 @@ class Found:
     heads: dict[str, Tensor]
     report: LoadReport
     objective_tree: dict[str, Any] | None = None
+    edits: tuple[EditsConfig, dict[str, Tensor]] | None = None  # what depends on the language, and each language's rows
 
 
 def assemble(found: Found, path: Path) -> Loaded:
@@ -90,7 +92,21 @@ def assemble(found: Found, path: Path) -> Loaded:
         )
     encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     encoder.eval()
+    if found.edits is not None:
+        _install(encoder, *found.edits, path)
     return Loaded(encoder, found.heads, found.objective_tree, found.report)
+
+
+def _install(encoder: Encoder, config: EditsConfig, rows: Mapping[str, Tensor], path: Path) -> None:
+    """Put the edits into the encoder; every row must be there and known."""
+    try:
+        install(encoder, config)
+        if missing := sorted(split_rows(encoder).keys() - rows.keys()):
+            raise ConfigError(f"`{missing[0]}` is missing, with {len(missing) - 1} more")
+        write_rows(encoder, rows)
+    except ConfigError as error:
+        raise CheckpointError(f"{path / config.kind}.safetensors: {error}") from None
+    encoder.eval()
 
 
 def _check_depth(config: EncoderConfig, tensors: Mapping[str, Tensor], path: Path) -> None:

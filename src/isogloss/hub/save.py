@@ -1,4 +1,8 @@
-"""isogloss folders: `isogloss.json` (what it is) and `model.safetensors` (its tensors), whole or absent."""
+"""isogloss folders: `isogloss.json` (what it is) and `model.safetensors` (its tensors), whole or absent.
+
+An encoder that depends on the language has one file more, named after its edits (`masks.safetensors`): a row for each
+language, `LANGUAGE/NAME`. The large file is the dense model, which opens without it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from isogloss import __version__
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import EditsConfig, dense_tensors, split_rows
 from isogloss.encoders.presets import EncoderConfig
 from isogloss.hub.families.base import read_json
 from isogloss.hub.huggingface import read_safetensors
@@ -27,6 +32,11 @@ DESCRIPTION = "isogloss.json"
 FORMAT = 1
 
 
+class _Edits(Config):
+    sha256: str
+    config: EditsConfig
+
+
 class _Description(Config):
     format: int
     isogloss: str
@@ -34,6 +44,7 @@ class _Description(Config):
     encoder: EncoderConfig
     objective: dict[str, Any] | None
     extra: dict[str, Any]
+    edits: _Edits | None = None
 
 
 def save_model(folder: Path | str, encoder: Encoder, objective: Heads | None, extra: Mapping[str, Any]) -> None:
@@ -42,11 +53,12 @@ def save_model(folder: Path | str, encoder: Encoder, objective: Heads | None, ex
     The folder is written beside its place, synced and renamed: a kill leaves the old one or the new one. Raises
     `CheckpointError` where the place holds something else or the disk refuses.
     """
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors = {f"encoder.{name}": tensor for name, tensor in dense_tensors(encoder).items()}
     if objective is not None:
         tensors |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
     objective_tree = None if objective is None else objective.config.model_dump(mode="json")
-    write_folder(Path(folder), tensors, encoder.config, objective_tree, extra)
+    edits = None if encoder.edits is None else (encoder.edits, split_rows(encoder))
+    write_folder(Path(folder), tensors, encoder.config, objective_tree, extra, edits)
 
 
 def write_folder(
@@ -55,8 +67,12 @@ def write_folder(
     config: Config,
     objective_tree: Mapping[str, Any] | None,
     extra: Mapping[str, Any],
+    edits: tuple[EditsConfig, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write an isogloss folder from tensors that bear their prefixes (`encoder.`, `objective.`) already."""
+    """Write an isogloss folder from tensors that bear their prefixes (`encoder.`, `objective.`) already.
+
+    `edits` are what makes the encoder depend on the language, and the rows of each language.
+    """
 
     def fill(temporary: Path) -> None:
         weights = temporary / "model.safetensors"
@@ -69,6 +85,10 @@ def write_folder(
             "objective": objective_tree,
             "extra": dict(extra),
         }
+        if edits is not None:
+            rows = temporary / f"{edits[0].kind}.safetensors"
+            save_file({name: row.detach().cpu().contiguous() for name, row in edits[1].items()}, rows)
+            description["edits"] = {"sha256": _sha256(rows), "config": edits[0].model_dump(mode="json")}
         text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
 
@@ -133,7 +153,15 @@ def read_isogloss(folder: Path) -> Found:
             raise CheckpointError(f"{weights}: {name} belongs neither to an encoder nor to an objective")
         parts[owner][rest] = tensor
     report = LoadReport("isogloss")
-    return Found(description.encoder, parts["encoder"], parts["objective"], report, description.objective)
+    found = Found(description.encoder, parts["encoder"], parts["objective"], report, description.objective)
+    if description.edits is not None:
+        rows = folder / f"{description.edits.config.kind}.safetensors"
+        if not rows.is_file():
+            raise CheckpointError(f"{rows}: absent; usually because only the large file was copied; copy it too")
+        if _sha256(rows) != description.edits.sha256:
+            raise CheckpointError(f"{rows}: damaged: its SHA-256 is not the one in {DESCRIPTION}; copy it again")
+        found.edits = (description.edits.config, read_safetensors(rows))
+    return found
 
 
 def read_extra(folder: Path | str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from isogloss.core.types import LossTerms
 from isogloss.data.loader import Update
 from isogloss.encoders.base import Encoder
 from isogloss.training.averages import Reducer, Sums
+from isogloss.training.by_language import follow_languages
 from isogloss.training.checkpoint import Checkpoints, first_non_finite, gather_tensors, load_tensors, read_state
 from isogloss.training.job import Job, build_job
 from isogloss.training.logging import RunLog
@@ -136,6 +137,7 @@ class Loop:
         self.learner = job.learner.train()
         self.wrapped = parallelize(job.learner, job.training.parallel, device)
         self.optimizer = build_optimizer(job.optim, self.learner)
+        follow_languages(self.learner, self.optimizer)
         self.trained: list[Tensor] = [p for p in self.learner.parameters() if p.requires_grad]
         self.watchdog = Watchdog(self.learner.trainable.watches)
         self.reducer = Reducer(device)
