@@ -8,15 +8,37 @@ from pydantic import Field
 
 from isogloss.core.errors import ConfigError
 from isogloss.core.lookup import find_class, find_module, nearest
-from isogloss.encoders import _cpc_presets, _wave_presets
+from isogloss.encoders import (
+    _conformer_presets,
+    _cpc_presets,
+    _mel_presets,
+    _wav2vec_presets,
+    _wave_conformer_presets,
+    _wave_presets,
+)
+from isogloss.encoders.apc import ApcConfig
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.conformer import ConformerConfig
 from isogloss.encoders.cpc import CpcConfig
+from isogloss.encoders.mel import MelConfig
+from isogloss.encoders.wav2vec import Wav2VecConfig
 from isogloss.encoders.wave import WaveConfig
+from isogloss.encoders.wave_conformer import WaveConformerConfig
 
 # A new kind of encoder adds its configuration here, and its `_<kind>_presets.PRESETS` below.
-EncoderConfig = Annotated[WaveConfig | CpcConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    WaveConfig | CpcConfig | ConformerConfig | WaveConformerConfig | Wav2VecConfig | MelConfig | ApcConfig,
+    Field(discriminator="kind"),
+]
 
-_PRESETS: dict[str, EncoderConfig] = {**_wave_presets.PRESETS, **_cpc_presets.PRESETS}
+_PRESETS: dict[str, EncoderConfig] = {
+    **_wave_presets.PRESETS,
+    **_cpc_presets.PRESETS,
+    **_wav2vec_presets.PRESETS,
+    **_mel_presets.PRESETS,
+    **_conformer_presets.PRESETS,
+    **_wave_conformer_presets.PRESETS,
+}
 
 
 def preset_names() -> list[str]:
