@@ -45,6 +45,30 @@ def packed_log_mel(audio: Packed, num_bins: int = 80) -> Packed:
         return Packed(torch.cat(pieces), torch.tensor(frames_B, dtype=torch.int64))
 
 
+def packed_kaldi_log_mel(audio: Packed, num_bins: int = 80, *, is_normalized: bool) -> Packed:
+    """Return Kaldi's log-mel energies of 16-bit samples with bins up to 8 kHz, N×F float32: what w2v-BERT 2.0 reads.
+
+    Samples in [−1, 1] are scaled by 2^15, so the floor lies 90 dB lower than that of `packed_log_mel`. `is_normalized` brings
+    every bin of an utterance to zero mean and unit *unbiased* variance (arXiv 2312.05187, §3.2.1; as Hugging Face's
+    SeamlessM4TFeatureExtractor). Computed in float64, as there: quiet bins beside loud ones lose digits in float32.
+    """
+    device = audio.values_ND.device
+    parts = []
+    for waveform_T in audio.split():
+        if len(waveform_T) < WINDOW:
+            parts.append(torch.zeros(0, num_bins, device=device))
+            continue
+        windows_SW = waveform_T.unfold(0, WINDOW, HOP)
+        values_SF = torch.cat([_kaldi_log_mel_of_windows(piece, num_bins) for piece in windows_SW.split(_PIECE)])
+        if is_normalized and len(values_SF) > 1:
+            variance_F = values_SF.var(0, unbiased=True)
+            values_SF = (values_SF - values_SF.mean(0)) / torch.sqrt(variance_F + 1e-7)
+        elif is_normalized:  # one frame has no variance
+            values_SF = torch.zeros_like(values_SF)
+        parts.append(values_SF)
+    return Packed.from_list(parts)
+
+
 def mfcc(waveform_T: Tensor) -> Tensor:
     """Return 13 cepstral coefficients (of 23 log-mel energies, lifter 22) with Δ and ΔΔ, S×39."""
     cepstra = log_mel(waveform_T, 23) @ _cosines(23, 13, waveform_T.device)
@@ -75,20 +99,32 @@ def _log_mel_of_windows(windows_SW: Tensor, num_bins: int) -> Tensor:
     return torch.log((power @ _filters(num_bins, frames.device)).clamp(min=_FLOOR))
 
 
+def _kaldi_log_mel_of_windows(windows_SW: Tensor, num_bins: int) -> Tensor:
+    frames = windows_SW.double() * 2**15
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    frames = frames - 0.97 * torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
+    device = frames.device
+    power = torch.fft.rfft(frames * _window(device, torch.float64), n=_FFT).abs().square()
+    energies = power @ _filters(num_bins, device, SAMPLE_RATE / 2, torch.float64)
+    return torch.log(energies.clamp(min=_FLOOR)).float()
+
+
 @cache
-def _window(device: torch.device) -> Tensor:
+def _window(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     n = torch.arange(WINDOW, dtype=torch.float64)
-    return ((0.5 - 0.5 * torch.cos(2 * math.pi * n / (WINDOW - 1))) ** 0.85).float().to(device)
+    return ((0.5 - 0.5 * torch.cos(2 * math.pi * n / (WINDOW - 1))) ** 0.85).to(dtype).to(device)
 
 
 @cache
-def _filters(num_bins: int, device: torch.device) -> Tensor:
+def _filters(
+    num_bins: int, device: torch.device, high_hz: float = _HIGH_HZ, dtype: torch.dtype = torch.float32
+) -> Tensor:
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
 
-    low, high = mel(torch.tensor([_LOW_HZ, _HIGH_HZ])).tolist()
-    edges = torch.linspace(low, high, num_bins + 2)
-    bins = mel(torch.arange(_FFT // 2 + 1) * (SAMPLE_RATE / _FFT))[:, None]
+    low, high = mel(torch.tensor([_LOW_HZ, high_hz], dtype=dtype)).tolist()
+    edges = torch.linspace(low, high, num_bins + 2, dtype=dtype)
+    bins = mel(torch.arange(_FFT // 2 + 1, dtype=dtype) * (SAMPLE_RATE / _FFT))[:, None]
     up = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return torch.minimum(up, down).clamp(min=0.0).to(device)
