@@ -14,6 +14,7 @@ from isogloss.core.config import Config
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.frontends import WaveFrontend
+from isogloss.nn.alibi import AlibiPosition, AlibiTable
 from isogloss.nn.dropout import Dropout, scale_gradient
 from isogloss.nn.position import PositionalConv, StackedPositionalConv, sinusoids
 from isogloss.nn.position_bias import BucketTable, ClippedPosition, GatedPosition, KeyTable, PositionBias
@@ -47,7 +48,13 @@ class ClippedRelative(Config):
     max_distance: Count = 160
 
 
-Relative = Annotated[GatedRelative | ClippedRelative, Field(discriminator="kind")]
+class AlibiRelative(Config):
+    """A term that falls with the distance, with a learned factor per head (data2vec 2.0, arXiv 2212.07525)."""
+
+    kind: Literal["alibi"] = "alibi"
+
+
+Relative = Annotated[GatedRelative | ClippedRelative | AlibiRelative, Field(discriminator="kind")]
 
 
 class WaveConfig(Config):
@@ -61,6 +68,8 @@ class WaveConfig(Config):
         Of the transformer. BASE has 12 heads in every released checkpoint, though the paper prints 8.
     norm_first
         Layer norm before attention and feed-forward (LARGE LV-60k, XLSR, XLS-R) instead of after them (BASE).
+    qkv_bias
+        Whether queries, keys and values have a bias (all but SpidR, arXiv 2512.20308).
     position
         What tells positions before the layers. "conv": one convolution with weight norm (nearly all). "conv_stack":
         `position_layers` convolutions with layer norms (data2vec, arXiv 2202.03555). "conv_sinusoid": the one convolution, then
@@ -68,7 +77,7 @@ class WaveConfig(Config):
     position_kernel, position_groups
         Of the convolutions that tell positions, in frames.
     relative
-        What tells them inside attention: nothing, WavLM's gated buckets, or SpeechT5's clipped keys.
+        What tells them inside attention: nothing, WavLM's gated buckets, SpeechT5's clipped keys, or data2vec 2.0's ALiBi.
     dropout, attention_dropout, activation_dropout, input_dropout
         After attention and feed-forward, of attention weights, inside the feed-forward, of the projected latents.
     layerdrop
@@ -92,6 +101,7 @@ class WaveConfig(Config):
     num_heads: Count = 12
     ffn_width: Count = 3072
     norm_first: bool = False
+    qkv_bias: bool = True
     position: Literal["conv", "conv_stack", "conv_sinusoid"] = "conv"
     position_kernel: Count = 128
     position_groups: Count = 16
@@ -164,6 +174,7 @@ class WaveEncoder(Encoder):
                 activation_dropout=config.activation_dropout,
                 eps=config.layer_norm_eps,
                 relative=_relative_position(config),
+                qkv_bias=config.qkv_bias,
             )
             for _ in range(config.num_layers)
         )
@@ -178,7 +189,8 @@ class WaveEncoder(Encoder):
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if self.config.feature_gradient_scale == 0.0:
             self.convolutions.requires_grad_(False)
 
@@ -188,7 +200,7 @@ class WaveEncoder(Encoder):
 
     def feed_forwards(self) -> Sequence[nn.Module]:
         """Return the feed-forward of each layer."""
-        return [layer.ffn for layer in self.layers]
+        return [layer.get_submodule("ffn") for layer in self.layers]
 
     def frontend(self, audio: Packed) -> FrontendOutput:
         """Return the last convolution's outputs (`features`) and the same after layer norm (`latents`), N×512 in BASE."""
@@ -198,20 +210,44 @@ class WaveEncoder(Encoder):
 
     def context(self, latents: Packed, is_masked_N: Tensor | None = None) -> EncoderOutput:
         """Return L+1 states, N×width; latents of masked rows are replaced by the mask embedding after the projection."""
-        sizes_B = latents.sizes
         values_ND = self.input_dropout(self.projection(latents.values_ND))
         if is_masked_N is not None:
             values_ND = torch.where(is_masked_N.unsqueeze(1), self.mask_embedding_D.to(values_ND.dtype), values_ND)
         elif self.training:
             # Without masks the embedding still gets a (zero) gradient: processes of a group expect one for every parameter.
             values_ND = values_ND + 0.0 * self.mask_embedding_D
+        return self._transform(latents.with_values(self._add_positions(values_ND, latents.sizes)))
+
+    def context_of_kept(self, latents: Packed, is_masked_MN: Tensor) -> EncoderOutput:
+        """Encode, for each of M masks (on the CPU) of the same latents, the frames that it leaves (arXiv 2212.07525, §3.2).
+
+        Masked frames are zeros for the positional convolution, and then left out: the layers never see them. In the states,
+        utterance i under mask m is utterance m·B + i. Positions inside attention must be none or ALiBi, which knows the kept
+        frames' times.
+        """
+        is_kept_MN, device = ~is_masked_MN, latents.values_ND.device
+        lengths_B = torch.stack([part.sum() for is_kept_N in is_kept_MN for part in is_kept_N.split(latents.sizes)])
+        rows_K = is_kept_MN.flatten().nonzero().squeeze(1)
+        times_K = torch.cat([torch.arange(n) for n in latents.sizes * len(is_kept_MN)])[rows_K].to(device)
+        values_ND = self.input_dropout(self.projection(latents.values_ND))
+        if self.training:
+            values_ND = values_ND + 0.0 * self.mask_embedding_D
+        values_MND = values_ND.masked_fill(is_masked_MN.to(device).unsqueeze(2), 0.0)
+        placed_RD = self._add_positions(values_MND.flatten(0, 1), latents.sizes * len(is_kept_MN))
+        return self._transform(Packed(placed_RD.index_select(0, rows_K.to(device)), lengths_B), times_K)
+
+    def _add_positions(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
         values_ND = values_ND + self.position(values_ND, sizes_B)
         if self.config.position == "conv_sinusoid":
             values_ND = values_ND + sinusoids(sizes_B, self.width, first=2, device=values_ND.device).to(values_ND.dtype)
-        values_ND = self.dropout(values_ND if self.config.norm_first else self.norm(values_ND))
+        return values_ND
+
+    def _transform(self, frames: Packed, times_N: Tensor | None = None) -> EncoderOutput:
+        sizes_B = frames.sizes
+        values_ND = self.dropout(frames.values_ND if self.config.norm_first else self.norm(frames.values_ND))
         shared = None
         if self.relative is not None:
-            shared = self.relative(sizes_B)
+            shared = self.relative(sizes_B) if times_N is None else self.relative(sizes_B, times_N)
             if self.training:
                 # As for the mask embedding: if all layers are dropped, the table still gets a gradient.
                 values_ND = values_ND + 0.0 * self.relative.weight[0, 0]
@@ -225,7 +261,7 @@ class WaveEncoder(Encoder):
             states.append(values_ND)
         if self.config.norm_first:
             states[-1] = self.norm(values_ND)
-        return EncoderOutput([latents.with_values(state) for state in states])
+        return EncoderOutput([frames.with_values(state) for state in states])
 
 
 def _position(config: WaveConfig) -> PositionalConv | StackedPositionalConv:
@@ -239,10 +275,16 @@ def _position(config: WaveConfig) -> PositionalConv | StackedPositionalConv:
 def _relative_position(config: WaveConfig) -> PositionBias | None:
     if config.relative is None:
         return None
-    return GatedPosition(config.width, config.num_heads) if config.relative.kind == "gated" else ClippedPosition()
+    match config.relative:
+        case GatedRelative():
+            return GatedPosition(config.width, config.num_heads)
+        case ClippedRelative():
+            return ClippedPosition()
+        case AlibiRelative():
+            return AlibiPosition()
 
 
-def _relative_table(config: WaveConfig) -> BucketTable | KeyTable | None:
+def _relative_table(config: WaveConfig) -> BucketTable | KeyTable | AlibiTable | None:
     match config.relative:
         case None:
             return None
@@ -250,3 +292,5 @@ def _relative_table(config: WaveConfig) -> BucketTable | KeyTable | None:
             return BucketTable(num_buckets, max_distance, config.num_heads)
         case ClippedRelative(max_distance=max_distance):
             return KeyTable(max_distance, config.width // config.num_heads)
+        case AlibiRelative():
+            return AlibiTable(config.num_heads)

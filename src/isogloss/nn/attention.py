@@ -23,11 +23,19 @@ class PackedAttention(nn.Module):
     `relative`, where there is one, adds terms of relative positions to the logits.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float, relative: PositionBias | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        dropout: float,
+        relative: PositionBias | None = None,
+        *,
+        qkv_bias: bool = True,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.out = Linear(width, width)
         self.relative = relative
 

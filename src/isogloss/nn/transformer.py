@@ -43,10 +43,11 @@ class TransformerLayer(nn.Module):
         activation_dropout: float,
         eps: float,
         relative: PositionBias | None = None,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.attention = PackedAttention(width, num_heads, attention_dropout, relative)
+        self.attention = PackedAttention(width, num_heads, attention_dropout, relative, qkv_bias=qkv_bias)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.ffn = FeedForward(width, ffn_width, activation_dropout)
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
