@@ -32,6 +32,14 @@ def pretrain(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="start from this model (isogloss or Hugging Face folder, fairseq file)"),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="with --from: what is not trained: frontend, encoder.layers.0, objective.quantizer, …"),
+    ] = None,
     resume: Annotated[
         ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")
     ] = ResumeChoice.auto,
@@ -47,9 +55,14 @@ def pretrain(
 ) -> None:
     """Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
 
+    With --from the encoder, its weights and the heads that it has come from that model; what was taken and what was made afresh
+    is said, and written to `start.json`. Schedule and optimiser start anew.
+
     Several processes: `torchrun --nproc-per-node N -m isogloss pretrain …`. Exit codes: 0 all is done and saved, 143 (SIGTERM),
     130 (Ctrl-C) and 75 (SIGUSR1: requeue me) saved and resumable, 76 stood still, 2 a mistake in the recipe, 1 anything else.
     """
+    import json
+
     from isogloss.core.config import to_toml
     from isogloss.core.dist import launched_rank
     from isogloss.training.loop import train
@@ -58,6 +71,10 @@ def pretrain(
     settings = list(overrides or [])
     if data is not None:
         settings.append(f"data.path={_quoted(data)}")
+    if start is not None:
+        settings.append(f"start.model={_quoted(start)}")
+    if freeze:
+        settings.append(f"start.frozen={json.dumps(freeze)}")
     if probe_data is not None:
         settings.append(f"training.probe_every={probe_every}")
     resolved = load_recipe(recipe, settings)

@@ -15,6 +15,7 @@ from isogloss.core.errors import ConfigError
 from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader, Update
+from isogloss.encoders.language_edits import install
 from isogloss.encoders.presets import build_encoder
 from isogloss.hub.save import save_model
 from isogloss.objectives.base import Objective, build_objective, parse_objective
@@ -22,6 +23,7 @@ from isogloss.training.optim import OptimConfig
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import Recipe, TrainingConfig
 from isogloss.training.schedule import ScheduleConfig
+from isogloss.training.start import StartReport, start_learner
 
 
 class Loader(Protocol):
@@ -43,7 +45,9 @@ class Job:
     `build` makes the learner, on the CPU, the same on every rank; `save` writes a trained one as a model folder. `config` is
     the resolved configuration (plain values) and `manifest` the hash of the corpus: a resumed run must have the same.
     `plan_multiple` is what the number of bins of an update is a multiple of: runs with the same multiple compute the same
-    updates, on however many ranks.
+    updates, on however many ranks. `start` says what `learner` has of the model that the run starts from; `build` needs no
+    such model, since what it builds is filled from a checkpoint of the run. Before the
+    fraction `encoder_from` of the run the head learns alone.
     """
 
     build: Callable[[], Learner]
@@ -57,6 +61,8 @@ class Job:
     config: dict[str, Any]
     manifest: str
     plan_multiple: int = 1
+    start: StartReport | None = None
+    encoder_from: float = 0.0
 
 
 def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
@@ -66,13 +72,23 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
     index = CorpusIndex.open(recipe.data.path)
     completed = parse_objective(recipe.objective).for_corpus(index)
     recipe = recipe.model_copy(update={"objective": completed.model_dump(mode="json")})
+    if recipe.edits is not None and not recipe.edits.languages:
+        edits = recipe.edits.model_copy(update={"languages": tuple(sorted(index.language_names))})
+        recipe = recipe.model_copy(update={"edits": edits})
 
     def build() -> Learner:
         torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
         encoder = build_encoder(recipe.encoder)
+        if recipe.edits is not None:
+            install(encoder, recipe.edits)
         return Learner(encoder, build_objective(recipe.objective, encoder))
 
-    learner = build()
+    report = None
+    if recipe.start is None:
+        learner = build()
+    else:
+        torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
+        learner, report = start_learner(recipe.start, recipe.encoder, recipe.objective, recipe.edits)
     assert isinstance(learner.objective, Objective)
     loader = SpeechLoader(
         index,
@@ -82,7 +98,7 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         world_size=dist.world_size(),
         prepare=learner.encoder.prepare if learner.encoder.normalizes_waveform else None,
         num_frames=learner.encoder.num_frames,
-        grouping=recipe.data.grouping(learner.objective.grouping),
+        grouping=recipe.data.grouping(learner.objective.grouping if recipe.edits is None else "language"),
         allow_data_change=allow_data_change,
     )
     return Job(
@@ -97,6 +113,7 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         config=recipe.model_dump(mode="json"),
         manifest=index.manifest,
         plan_multiple=math.lcm(dist.world_size(), recipe.data.bins_multiple_of),
+        start=report,
     )
 
 

@@ -23,7 +23,7 @@ class RunLog:
                 time spent waiting for data), `elapsed` (seconds of training)
     probe       `results`
     skip        `reason`, `utterances`
-    others      `message`: warning, resume, checkpoint
+    others      `message`: warning, start, resume, checkpoint
 
     Only the main process writes; on others every call does nothing.
     """

@@ -13,10 +13,12 @@ from isogloss.core.config import Config, apply_overrides, parse, read_toml
 from isogloss.core.errors import ConfigError
 from isogloss.core.lookup import find_module, nearest
 from isogloss.data.loader import DataConfig
+from isogloss.encoders.language_edits import EditsConfig
 from isogloss.encoders.presets import EncoderConfig, preset
 from isogloss.training.optim import OptimConfig
 from isogloss.training.parallel import Parallel
 from isogloss.training.schedule import ScheduleConfig
+from isogloss.training.start import StartConfig, resolve_start
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 Positive = Annotated[float, Field(gt=0)]
@@ -64,6 +66,7 @@ class TrainingConfig(Config):
 class Recipe(Config):
     """The whole configuration of a pretraining run.
 
+    `edits` make the encoder depend on the language (encoders/language_edits.py). With `start` the encoder and its weights come from a model, and `encoder` holds what differs from that model's own.
     `published_seconds_per_update` is the batch of the publication that the recipe follows; a run with less is warned.
     """
 
@@ -73,6 +76,8 @@ class Recipe(Config):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
+    start: StartConfig | None = None
+    edits: EditsConfig | None = None
     published_seconds_per_update: Positive | None = None
 
     def warnings(self) -> list[str]:
@@ -96,6 +101,8 @@ _FREE = {
     # where the corpus lies may change, what it holds may not: its manifest hash is compared
     *(f"data.{key}" for key in ("path", "num_workers", "prefetch", "timeout_seconds", "start_method", "max_rejected")),
     "published_seconds_per_update",
+    # the model that a run started from may move, what it holds may not change: its hash is compared
+    "start.model",
 }
 
 
@@ -143,12 +150,15 @@ def recipe_tree(path: Path, overrides: Sequence[str] = (), seen: frozenset[Path]
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
-    """Build a recipe from a tree; the preset of the encoder and the defaults of the objective are filled in.
+    """Build a recipe from a tree; the preset of the encoder, or the encoder of the model that the run starts from, and the
+    defaults of the objective are filled in.
 
     `data.path` is empty where the tree names no corpus yet.
     """
     filled = dict(tree)
-    encoder, data, objective = tree.get("encoder"), tree.get("data", {}), tree.get("objective")
+    if isinstance(tree.get("start"), Mapping):
+        filled = resolve_start(tree, where)
+    encoder, data, objective = filled.get("encoder"), filled.get("data", {}), filled.get("objective")
     if isinstance(encoder, Mapping) and "preset" in encoder:
         base = preset(str(encoder["preset"])).model_dump(mode="json")
         filled["encoder"] = _merge(base, {key: value for key, value in encoder.items() if key != "preset"})
@@ -179,6 +189,8 @@ def _name_preset(tree: dict[str, Any]) -> dict[str, Any]:
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two trees; a section that becomes another thing (its `name`, `kind` or `preset` differs) starts afresh."""
     merged = dict(base)
+    if "start" in change and "start" not in base:
+        merged.pop("encoder", None)  # the model's own encoder takes the place of the one that is inherited
     if any(key in change for key in _LENGTHS):
         merged = {key: value for key, value in merged.items() if key not in _LENGTHS}
     for key, value in change.items():

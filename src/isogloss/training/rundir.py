@@ -70,6 +70,10 @@ def prepare_run(job: Job, run_dir: Path, log: RunLog, resume: Resume, *, allow_d
             raise CheckpointError(f"{run_dir} has no checkpoint to resume from; start it without `--resume must`")
         (run_dir / "config.toml").write_text(to_toml(job.config), encoding="utf-8")
         _write_json(run_dir / "provenance.json", provenance)
+        if job.start is not None:
+            _write_json(run_dir / "start.json", job.start.tree())
+            for line in job.start.lines():
+                log.say("start", 0, line)
         return None
     state = read_state(folder)
     _check_same(state, job, allow_data_change)
