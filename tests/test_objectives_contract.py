@@ -144,7 +144,7 @@ def test_the_same_seeds_give_the_same_loss_and_others_another(case: str) -> None
     torch.manual_seed(12345)
     assert torch.equal(objective(encoder, batch).total, first)
     batch.seeds_B = batch.seeds_B + 1
-    assert not torch.equal(objective(encoder, batch).total, first)
+    assert torch.equal(objective(encoder, batch).total, first) != CASES[case].draws
 
 
 @every_case

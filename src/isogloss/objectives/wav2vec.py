@@ -1,0 +1,105 @@
+"""wav2vec (arXiv 1904.05862).
+
+| objective | corruption | target | loss | encoder |
+|---|---|---|---|---|
+| wav2vec | none (causal) | future latents | binary NCE over K steps | conv + conv |
+
+From the context c_t, K affine maps guess the latents z_{t+3} … z_{t+K+2}; each guess is scored by its dot product with the
+frame that came and with J other frames of the same utterance:
+
+    loss = − Σ_t Σ_k [ log σ(z_{t+k+2}·h_k(c_t)) + negative_weight · Σ_j log σ(−z̃_j·h_k(c_t)) ]
+
+which the loop divides by the number of pairs (t, k). Scores of zero give (1 + J)·ln 2 = 7.625.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+from torch import Tensor
+
+from isogloss.core.errors import ConfigError
+from isogloss.core.rng import utterance_generators
+from isogloss.core.types import LossTerms, SpeechBatch
+from isogloss.encoders.base import Encoder
+from isogloss.objectives._future import FuturePredictor, metrics_of
+from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(ObjectiveConfig):
+    """Settings of wav2vec; the defaults are the published ones (arXiv 1904.05862, §3.2, §4; the released command).
+
+    num_steps, num_negatives
+        K, and J: frames drawn for each target frame from the others of its utterance; all steps share them.
+    offset
+        Frames between the context's frame and that of step 1; without it the fewest hops that cover a receptive field (3),
+        as released. The paper's equation says 1, where a target shares samples with what the context has seen.
+    negative_weight
+        Factor on the sum over negatives. The paper's λ is this times J.
+    """
+
+    name: Literal["wav2vec"] = "wav2vec"
+    num_steps: Count = 12
+    num_negatives: Count = 10
+    offset: Count | None = None
+    negative_weight: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+@final
+class Wav2Vec(Objective):
+    """Binary contrastive prediction of the latents of frames to come."""
+
+    config: Config
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__()
+        if not encoder.is_causal:
+            raise ConfigError(
+                f"objective `wav2vec` needs a causal encoder, but {type(encoder).__name__} sees the frames that it would have "
+                "to predict; try an encoder of kind `wav2vec`, or the objective `wav2vec2`"
+            )
+        self.config = config
+        self.predictor = FuturePredictor(
+            encoder, num_steps=config.num_steps, num_negatives=config.num_negatives, offset=config.offset
+        )
+        self.watches = _watches(config.num_negatives)
+
+    def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        """Return the summed loss over all pairs of a frame and a step; utterances of `offset` frames or fewer have none."""
+        latents = encoder.frontend(batch.audio).latents
+        context = encoder.context(latents).last
+        generators = utterance_generators(batch.seeds_B, "negatives", latents.values_ND.device)
+        result = self.predictor(context, latents, generators, self.config.negative_weight)
+        metrics = metrics_of(result) | {"latent_std": spread(latents.values_ND)}
+        return LossTerms(result.losses_K.sum(), int(result.num_pairs_K.sum()), metrics)
+
+
+def spread(values_ND: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return the standard deviation of a channel over the rows, averaged over channels, as a metric."""
+    num_rows = len(values_ND)
+    std = values_ND.detach().float().std(0, unbiased=False).mean() if num_rows else 0.0
+    return std * num_rows, num_rows
+
+
+def _watches(num_negatives: int) -> tuple[Watch, ...]:
+    return (
+        Watch(
+            metric="latent_std",
+            low=1e-3,
+            patience=200,
+            grace=100,
+            meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
+            advice="lower the learning rate or warm up for longer",
+        ),
+        Watch(
+            metric="accuracy",
+            low=1.2 / (1 + num_negatives),
+            patience=1000,
+            grace=5000,
+            meaning="the guesses tell the next frames from negatives no better than chance",
+            advice="warm up for longer, or change the learning rate",
+        ),
+    )
