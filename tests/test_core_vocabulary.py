@@ -66,7 +66,7 @@ def test_units(unit: str, text: str, symbols: list[str]) -> None:
 
 def test_a_vocabulary_without_symbols_is_refused() -> None:
     with pytest.raises(ConfigError, match="symbols"):
-        Vocabulary(Labels())
+        Vocabulary(Labels()).encode("a")
 
 
 def test_labels_of_a_corpus_are_found_in_one_pass(tmp_path: Path) -> None:

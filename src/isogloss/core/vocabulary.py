@@ -85,14 +85,12 @@ class Labels(Config):
 
 
 class Vocabulary:
-    """Numbers for the symbols of `Labels`; `len` counts blank and unknown too."""
+    """Numbers for the symbols of `Labels`; `len` counts blank and unknown too.
+
+    It may have no symbols yet (a recipe before it has met its corpus); then it cannot encode.
+    """
 
     def __init__(self, labels: Labels) -> None:
-        if not labels.symbols:
-            raise ConfigError(
-                "a vocabulary must have symbols, but `labels.symbols` is empty; usually because the settings were not completed with "
-                "a corpus (`for_corpus`)"
-            )
         self.labels = labels
 
     def __len__(self) -> int:
@@ -106,6 +104,11 @@ class Vocabulary:
 
     def encode(self, content: str | Sequence[str]) -> Tensor:
         """Return the numbers (int64) of a text, or of symbols that were split already."""
+        if not self.labels.symbols:
+            raise ConfigError(
+                "a vocabulary must have symbols, but `labels.symbols` is empty; usually because the settings were not completed with "
+                "a corpus (`for_corpus`)"
+            )
         symbols = self.labels.split(content) if isinstance(content, str) else content
         return torch.tensor([self.numbers.get(s, UNKNOWN) for s in symbols], dtype=torch.int64)
 

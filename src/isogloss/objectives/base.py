@@ -13,25 +13,19 @@ from isogloss.core.config import Config, parse
 from isogloss.core.errors import ConfigError
 from isogloss.core.lookup import find_class, find_module
 from isogloss.core.types import LossTerms, SpeechBatch
+from isogloss.core.watch import Watch
 from isogloss.data.index import CorpusIndex
 from isogloss.encoders.base import Encoder
 
-
-@dataclass(frozen=True)
-class Watch:
-    """One sign of health that the watchdog reads from the logged metrics.
-
-    The metric must stay inside (low, high); outside for `patience` updates in a row the watchdog warns, and after as many
-    again it stops the run with `advice`. Nothing is judged in the first `grace` updates.
-    """
-
-    metric: str
-    low: float | None = None
-    high: float | None = None
-    patience: int = 200
-    grace: int = 0
-    meaning: str = ""  # "the codebook has collapsed"
-    advice: str = ""  # "raise diversity_weight, lower the learning rate"
+__all__ = [
+    "HeadReport",
+    "Objective",
+    "ObjectiveConfig",
+    "Trainable",
+    "Watch",
+    "build_objective",
+    "parse_objective",
+]
 
 
 @dataclass
