@@ -26,9 +26,12 @@ MARK = ".edit."  # in the name of every tensor that belongs to an edit
 
 
 class _Languages(Config):
-    """The languages, in the order of the rows; training leaves rows and weights of `protected` ones as they are."""
+    """The languages, in the order of the rows (those of the corpus where none are given).
 
-    languages: Annotated[tuple[str, ...], Field(min_length=1)]
+    Training leaves rows and weights of `protected` ones as they are: what is shared is frozen then.
+    """
+
+    languages: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -100,6 +103,8 @@ def install(encoder: Encoder, config: EditsConfig) -> None:
             "adapters per language; try a transformer"
         )
     num_languages = len(config.languages)
+    if not num_languages:
+        raise ConfigError(f"{config.kind} need the languages that they are for, but `edits.languages` is empty")
     if isinstance(config, MasksConfig):
         for matrix in found.values():
             matrix.edit = WeightMask(num_languages, _shape(matrix))
@@ -218,6 +223,15 @@ def remove(encoder: Encoder) -> None:
                 for key in [key for key, hook in hooks.items() if hook in (_edit_input, _edit_output)]:
                     del hooks[key]
     encoder.edits = None
+
+
+def freeze_shared(encoder: Encoder) -> list[str]:
+    """Take out of training whatever no single language owns, and return the names; done where languages are protected."""
+    own = {id(parameter) for parameter, _ in owned(encoder)}
+    names = [name for name, parameter in encoder.named_parameters() if id(parameter) not in own]
+    for name in names:
+        encoder.get_parameter(name).requires_grad_(False)
+    return names
 
 
 def owned(encoder: Encoder) -> Iterator[tuple[Tensor, LanguageEdit]]:

@@ -66,7 +66,8 @@ class TrainingConfig(Config):
 class Recipe(Config):
     """The whole configuration of a pretraining run.
 
-    `edits` make the encoder depend on the language (encoders/language_edits.py). With `start` the encoder and its weights come from a model, and `encoder` holds what differs from that model's own.
+    With `start` the encoder and its weights come from a model, and `encoder` holds what differs from that model's own.
+    `edits` make the encoder depend on the language (encoders/language_edits.py).
     `published_seconds_per_update` is the batch of the publication that the recipe follows; a run with less is warned.
     """
 

@@ -1,0 +1,156 @@
+"""S3Net: sub-networks per language in one shared encoder (arXiv 2203.04583), and the masks that they must be compared with.
+
+Score every language once on the frozen dense model, keep the most important share of each matrix, then train on: every
+micro-batch holds one language and computes under its mask (training/by_language.py). The masks do not change any more.
+
+A mask is also a name of the language: random masks give a dense model that lacks language identity all that this tells it. So
+a sub-network is reported beside `random` masks and beside a dense model that is told the language (`one-hot`), never alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from isogloss.adapt._importance import (
+    Scores,
+    added,
+    language_batches,
+    magnitude_scores,
+    random_scores,
+    taylor_scores,
+)
+from isogloss.adapt._pruning import Scope, keep_most_important
+from isogloss.core.config import Config
+from isogloss.core.errors import ConfigError
+from isogloss.data.index import CorpusIndex
+from isogloss.data.loader import DataConfig
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import MasksConfig, install, matrices, row_of, with_languages
+from isogloss.nn.edits import WeightMask
+from isogloss.training.parallel import Learner
+
+Importance = Literal["taylor", "taylor-squared", "lottery", "magnitude", "shared", "random"]
+TrainAlone = Callable[[str], Encoder]  # a language → the encoder after some updates on it alone
+Say = Callable[[str], None]
+
+
+class SubnetworkConfig(Config):
+    """How sub-networks are found; prunable are the matrices of attention and feed-forward in the encoder's blocks.
+
+    Norms, biases, convolutions, positions, quantizers and heads are shared by all languages and never pruned.
+
+    sparsity
+        ρ, the share of the prunable weights that a language leaves out (0.1 to 0.5; 0 is the dense model).
+    importance
+        "taylor": Σ|g·θ| over batches of the language's loss. "taylor-squared": Σ(g·θ)². "lottery": |θ| after `alone_updates` on the
+        language alone, the weights then rewound. Controls: "random": a mask of each language at random. "shared": one mask for
+        all, of the sum of their Taylor scores. "magnitude": one mask for all, of |θ|.
+    scope
+        "tensor" keeps the same share of every matrix; "global" lets matrices compete.
+    batches
+        Micro-batches of each language that are scored.
+    alone_updates
+        Updates on each language alone, for "lottery".
+    seed
+        Of the batches that are scored, and of random masks.
+    """
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    importance: Importance = "taylor"
+    scope: Scope = "tensor"
+    batches: Annotated[int, Field(ge=1)] = 100
+    alone_updates: Annotated[int, Field(ge=1)] = 200
+    seed: Annotated[int, Field(ge=0)] = 1
+
+
+def find_subnetworks(
+    learner: Learner,
+    index: CorpusIndex,
+    data: DataConfig,
+    languages: Sequence[str],
+    config: SubnetworkConfig,
+    *,
+    train_alone: TrainAlone | None = None,
+    say: Say = lambda message: None,
+) -> None:
+    """Give a dense learner's encoder a mask for each language; its weights are not changed.
+
+    The learner is whole on every rank, and the masks are the same on any number of ranks. `train_alone` is needed for the
+    lottery tickets. Raises `ConfigError` for a language that the corpus lacks.
+    """
+    score = _scorer(learner, index, data, config, train_alone)
+    one_for_all = config.importance in ("shared", "magnitude")
+    if one_for_all:
+        masks = keep_most_important(added(score(language) for language in languages), config.sparsity, config.scope)
+    install(learner.encoder, MasksConfig(languages=tuple(languages)))
+    for language in languages:
+        if not one_for_all:
+            masks = keep_most_important(score(language), config.sparsity, config.scope)
+        write_masks(learner.encoder, language, masks)
+        say(f"{language}: masks of {len(masks)} matrices")
+
+
+def add_subnetwork(
+    learner: Learner,
+    index: CorpusIndex,
+    data: DataConfig,
+    language: str,
+    config: SubnetworkConfig,
+    *,
+    train_alone: TrainAlone | None = None,
+) -> None:
+    """Give an encoder that has masks one more language; weights and the other languages' masks stay bit-equal.
+
+    The new language is scored on the shared weights as they are. Train it afterwards with the others protected
+    (`edits.protected`): only weights that none of them uses can then move.
+    """
+    if config.importance in ("shared", "magnitude"):
+        raise ConfigError(f"a mask of one language cannot be `{config.importance}`; try taylor, lottery or random")
+    masks = keep_most_important(
+        _scorer(learner, index, data, config, train_alone)(language), config.sparsity, config.scope
+    )
+    with_languages(learner.encoder, [language])
+    write_masks(learner.encoder, language, masks)
+
+
+def write_masks(encoder: Encoder, language: str, masks: dict[str, torch.Tensor]) -> None:
+    """Set the masks of a language, one bool O×D for each matrix."""
+    found = matrices(encoder)
+    for name, mask_OD in masks.items():
+        edit = found[name].edit
+        assert isinstance(edit, WeightMask)
+        edit.write(row_of(encoder, language), mask_OD)
+
+
+def _scorer(
+    learner: Learner,
+    index: CorpusIndex,
+    data: DataConfig,
+    config: SubnetworkConfig,
+    train_alone: TrainAlone | None,
+) -> Callable[[str], Scores]:
+    encoder = learner.encoder
+    if config.importance == "lottery" and train_alone is None:
+        raise ConfigError("lottery tickets need training on each language alone; pass `train_alone`")
+
+    def score(language: str) -> Scores:
+        if config.importance == "random":
+            return random_scores(encoder, language, config.seed)
+        if config.importance == "magnitude":
+            return magnitude_scores(encoder)
+        if config.importance == "lottery" and train_alone is not None:
+            return magnitude_scores(train_alone(language))
+        batches = language_batches(index, data, encoder, language, config.batches, config.seed)
+        return taylor_scores(learner, batches, 2 if config.importance == "taylor-squared" else 1)
+
+    return score
+
+
+def masked_start(folder: Path) -> Path:
+    """Return where a run keeps the dense model with its fresh masks, from which it trains on."""
+    return folder / "start"
