@@ -49,7 +49,7 @@ def mix_utterances(
     mixed_N = audio.values_ND.clone()
     is_mixed_B = torch.zeros(len(clean), dtype=torch.bool)
     for index, (wave, draws) in enumerate(zip(clean, generators, strict=True)):
-        is_chosen, is_noise, level, share, place, second_place = torch.rand(6, generator=draws).tolist()
+        is_chosen, is_noise, level, share, place, second_place, who = torch.rand(7, generator=draws).tolist()
         length = int(share * (int(mixing.max_share * len(wave)) + 1))
         if is_chosen >= mixing.probability or length == 0:
             continue
@@ -60,7 +60,7 @@ def mix_utterances(
             others = [other for other in by_seed if other != index and len(clean[other])]
             if not others:
                 continue
-            partner = others[int(torch.randint(len(others), (1,), generator=draws))]
+            partner = others[int(who * len(others))]
             second, second_power, (low, high) = clean[partner], powers[partner], mixing.speech_snr
         length = min(length, len(second))
         start = int(place * (len(wave) - length + 1))

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import math
+
+from objective_cases import NUM_UNITS, WAVE, Case
+
+SMALL = {"name": "wavlm", "num_units": NUM_UNITS, "final_width": 32, "mixing_probability": 1.0}
+BEGINS = {"prediction_loss": (math.log(NUM_UNITS), 0.5), "accuracy": (1 / NUM_UNITS, 0.12)}
+
+CASES = {
+    "": Case(SMALL, WAVE, BEGINS, learns="prediction_loss"),
+    "clean": Case(SMALL | {"mixing_probability": 0.0}, WAVE, BEGINS, learns=None),
+}
