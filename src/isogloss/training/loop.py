@@ -268,7 +268,8 @@ class Loop:
             if job.optim.clip:
                 scale *= min(1.0, job.optim.clip / (self.grad_norm + 1e-6))
             torch._foreach_mul_(gradients, scale)
-            set_learning_rate(self.optimizer, lr)
+            done = (self.step - 1) / job.total_updates
+            set_learning_rate(self.optimizer, lr, encoder_waits=done < job.encoder_from)
             self.optimizer.step()
             self.learner.after_step(self.step / job.total_updates)
             self.window.add(reduced)
