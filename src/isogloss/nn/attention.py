@@ -49,6 +49,9 @@ class PackedAttention(nn.Module):
         if self.relative is not None:
             bias = self.relative(values_ND, q_NHd * q_NHd.shape[2] ** -0.5, shared)
         mixed_NHd = packed_attention(q_NHd, k_NHd, v_NHd, sizes_B, self.dropout if self.training else 0.0, bias)
+        if self.relative is not None and not len(values_ND):
+            # No logit was made: the gates still get a (zero) gradient, as processes of a group expect.
+            mixed_NHd = mixed_NHd + 0.0 * sum(parameter.sum() for parameter in self.relative.parameters())
         mixed_ND: Tensor = self.out(mixed_NHd.flatten(1))
         return mixed_ND
 

@@ -42,7 +42,7 @@ class PositionalConv(nn.Module):
 
     def forward(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
         """Return the position embedding of each frame, N×D."""
-        return F.gelu(_conv_apart(values_ND, sizes_B, self.weight(), self.bias, self.groups))
+        return F.gelu(conv_apart(values_ND, sizes_B, self.weight(), self.bias, self.groups))
 
 
 class StackedPositionalConv(nn.Module):
@@ -64,7 +64,7 @@ class StackedPositionalConv(nn.Module):
     def forward(self, values_ND: Tensor, sizes_B: list[int]) -> Tensor:
         """Return the position embedding of each frame, N×D."""
         for weight_DIK, bias_D in zip(self.weights, self.biases, strict=True):
-            values_ND = _conv_apart(values_ND, sizes_B, weight_DIK, bias_D, self.groups)
+            values_ND = conv_apart(values_ND, sizes_B, weight_DIK, bias_D, self.groups)
             values_ND = F.gelu(F.layer_norm(values_ND, values_ND.shape[1:]))
         return values_ND
 
@@ -82,8 +82,11 @@ def sinusoids(sizes_B: list[int], width: int, *, first: int, device: torch.devic
     return torch.cat([table_SD[:n] for n in sizes_B]) if sizes_B else table_SD
 
 
-def _conv_apart(values_ND: Tensor, sizes_B: list[int], weight_DIK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
+def conv_apart(values_ND: Tensor, sizes_B: list[int], weight_DIK: Tensor, bias_D: Tensor, groups: int) -> Tensor:
     """Convolve every utterance by itself, as if zeros lay around it; kernels of even length lose their last row."""
+    if not len(values_ND):
+        # Fewer rows than taps; the weights still get a (zero) gradient, as processes of a group expect.
+        return values_ND.new_zeros(0, len(weight_DIK)) + 0.0 * (values_ND.sum() + weight_DIK.sum() + bias_D.sum())
     gap = values_ND.new_zeros(weight_DIK.shape[2] // 2, values_ND.shape[1])
     pieces = [gap]
     for part in values_ND.split(sizes_B):

@@ -144,6 +144,9 @@ def to_foreign(own: Mapping[str, Tensor], config: WaveConfig, notes: list[str]) 
     if config.conv_norm == "group" and config.conv_bias:
         # transformers has a bias there, which its group norm removes.
         plain["convolutions.convs.0.bias"] = torch.zeros(config.conv_channels[0])
+    if not config.qkv_bias:
+        names = [f"layers.{i}.attention.{part}.bias" for i in range(config.num_layers) for part in "qkv"]
+        plain |= {name: torch.zeros(config.width) for name in names}
     return plain
 
 
