@@ -127,7 +127,7 @@ class ConformerContext(Encoder):
 
     def feed_forwards(self) -> Sequence[nn.Module]:
         """Return the second feed-forward of each block."""
-        return [layer.ffn2 for layer in self.layers]
+        return [layer.get_submodule("ffn2") for layer in self.layers]
 
     def context(self, latents: Packed, is_masked_N: Tensor | None = None) -> EncoderOutput:
         """Return L+1 states, N×width; latents of masked rows are replaced by the mask embedding after the projection."""

@@ -56,12 +56,11 @@ class ConformerEncoder(ConformerContext, SpectralEncoder):
         self.config = config
         if config.subsampling == "conv":
             self.convolutions = ConvSubsampling(self.spectrum_width, config.conv_channels)
-            kernels, strides = (3, 3), (2, 2)
+            self.geometry = ConvGeometry((SPECTRUM_KERNEL, 3, 3), (SPECTRUM_STRIDE, 2, 2))
             latent_width = self.convolutions.width
         else:
-            kernels, strides = (config.num_stacked,), (config.num_stacked,)
+            self.geometry = ConvGeometry((SPECTRUM_KERNEL, config.num_stacked), (SPECTRUM_STRIDE, config.num_stacked))
             latent_width = config.num_stacked * self.spectrum_width
-        self.geometry = ConvGeometry((SPECTRUM_KERNEL, *kernels), (SPECTRUM_STRIDE, *strides))
         self.latent_norm = nn.LayerNorm(latent_width, eps=config.layer_norm_eps)
         self._build_context(latent_width)
 

@@ -65,7 +65,8 @@ class RelativeAttention(nn.Module):
     def _project(self, values_ND: Tensor, table: Tensor | None) -> tuple[Tensor, ...]:
         width = values_ND.shape[1]
         if self.positions != "rotary" or table is None:
-            return self.qkv(values_ND).split(width, dim=1)
+            q_ND, k_ND, v_ND = self.qkv(values_ND).split(width, dim=1)
+            return q_ND, k_ND, v_ND
         weight, bias = self.qkv.used_weight(), self.qkv.bias
         turned_ND = _turn(values_ND.unflatten(1, (self.num_heads, -1)), table).flatten(1).to(values_ND.dtype)
         q_ND, k_ND = linear(turned_ND, weight[: 2 * width], bias[: 2 * width]).split(width, dim=1)
@@ -155,9 +156,11 @@ def _attend(q_HQd: Tensor, k_HSd: Tensor, v_HSd: Tensor, bias_HQS: Tensor, dropo
     scale = q_HQd.shape[2] ** -0.5
     if dropout and q_HQd.device.type == "cpu":
         weights_HQS = ((q_HQd @ k_HSd.transpose(1, 2) + bias_HQS) * scale).softmax(-1)
-        return (weights_HQS * scaled_keep_mask(weights_HQS.shape, dropout).to(weights_HQS.dtype)) @ v_HSd
+        mixed_HQd: Tensor = (weights_HQS * scaled_keep_mask(weights_HQS.shape, dropout).to(weights_HQS.dtype)) @ v_HSd
+        return mixed_HQd
     bias_HQS = (bias_HQS * scale).to(q_HQd.dtype)
     # A batch of one: torch's kernels want four dimensions.
-    arguments = (part.unsqueeze(0) for part in (q_HQd, k_HSd, v_HSd))
-    mixed_1HQd: Tensor = F.scaled_dot_product_attention(*arguments, attn_mask=bias_HQS.unsqueeze(0), dropout_p=dropout)
-    return mixed_1HQd.squeeze(0)
+    q_1HQd, k_1HSd, v_1HSd = q_HQd.unsqueeze(0), k_HSd.unsqueeze(0), v_HSd.unsqueeze(0)
+    return F.scaled_dot_product_attention(
+        q_1HQd, k_1HSd, v_1HSd, attn_mask=bias_HQS.unsqueeze(0), dropout_p=dropout
+    ).squeeze(0)
