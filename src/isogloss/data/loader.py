@@ -31,7 +31,8 @@ class DataConfig(SamplingConfig):
     `whole_seconds`: longer utterances are normalised over a window of that length. `timeout_seconds` is how long a bin may
     take to arrive before the run stops; `prefetch` is how many bins each worker prepares ahead. With `spawn` the workers
     start afresh instead of as copies of this process. `group_by` says what the utterances of a micro-batch have in common:
-    "auto" leaves it to the objective; state it where several objectives are to see the same data in the same order.
+    "auto" leaves it to the objective; state it where several objectives are to see the same data in the same order. `units`
+    is the folder of a table that `isogloss label` wrote, for objectives that predict units.
     """
 
     path: str
@@ -42,6 +43,7 @@ class DataConfig(SamplingConfig):
     max_rejected: float = Field(0.01, ge=0, le=1)
     whole_seconds: float = Field(60.0, gt=0)
     translation: str | None = None
+    units: str | None = None
     group_by: Literal["auto", "none", "speaker", "language"] = "auto"
 
     def grouping(self, wanted: Grouping | None) -> Grouping | None:
@@ -95,6 +97,7 @@ class SpeechLoader:
             raise ConfigError(f"`rank` must be in 0 … {world_size - 1}, but is {rank}")
         self._settings, self._rank, self._world_size = settings, rank, world_size
         self._allow_data_change = allow_data_change
+        self.units = units
         self._dataset = SpeechDataset(
             index,
             prepare,

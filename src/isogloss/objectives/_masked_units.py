@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.spans import mask_spans
+from isogloss.encoders.base import Encoder
 from isogloss.losses.prediction import METRICS, unit_cross_entropy, unit_logits, unit_metrics
 from isogloss.nn.product import Linear
 from isogloss.objectives.base import HeadReport, Objective, ObjectiveConfig, Watch
@@ -53,6 +54,15 @@ class MaskedUnitsConfig(ObjectiveConfig):
     mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     mask_span: Count = 10
     equalize_masks: bool = False
+
+    @classmethod
+    def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the number of units and the width of the heads, our own or fairseq's."""
+        table = heads.get("label_embeddings")
+        if table is not None and table.dim() == 2 and len(table) > _DICTIONARY_SPECIALS + 1:
+            return {"num_units": len(table) - _DICTIONARY_SPECIALS, "final_width": table.shape[1]}
+        own = heads.get("heads.0.embeddings_CF")
+        return None if own is None else {"num_units": len(own), "final_width": own.shape[1]}
 
     @model_validator(mode="after")
     def _predicts(self) -> Self:
@@ -140,6 +150,7 @@ class MaskedUnits(Objective):
         super().__init__()
         self.config = config
         self.additive = not config.equalize_masks
+        self.num_units = config.num_units
         self.heads = UnitHeads(config, width, num_layers)
         self.watches = masked_unit_watches(config)
 
@@ -172,6 +183,13 @@ class MaskedUnits(Objective):
         num_masked_B = torch.stack([part.sum() for part in parts]).to(energy_B)
         counts_B = features.lengths_B.to(energy_B) - num_masked_B if config.unmasked_weight else 0.0
         return ((num_masked_B * bool(config.masked_weight) + counts_B) * energy_B).sum()
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as initialised: what they predict are the units of `data.units`, whose number they have."""
+        return (
+            "they are initialised afresh for the units of `data.units`; for those of the checkpoint itself, cluster its own layer: "
+            "`isogloss label --features model --from MODEL --layer N`"
+        )
 
     @torch.no_grad()
     def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:

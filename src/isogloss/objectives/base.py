@@ -64,6 +64,7 @@ class Objective(nn.Module, ABC):
     requires: frozenset[str] = frozenset()
     watches: tuple[Watch, ...] = ()
     grouping: Literal["speaker", "language"] | None = None
+    num_units: int | None = None  # how many units it predicts, where it requires them
 
     @abstractmethod
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from isogloss.core.errors import ConfigError
 from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader, Update
+from isogloss.data.streams import Grouping
+from isogloss.data.units import CLUSTERS, UnitTable
+from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import install
 from isogloss.encoders.presets import build_encoder
 from isogloss.hub.save import save_model
@@ -90,20 +95,19 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
         learner, report = start_learner(recipe.start, recipe.encoder, recipe.objective, recipe.edits)
     assert isinstance(learner.objective, Objective)
-    loader = SpeechLoader(
+    loader = open_loader(
+        recipe,
         index,
-        recipe.data,
-        seed=recipe.training.seed,
+        learner,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        prepare=learner.encoder.prepare if learner.encoder.normalizes_waveform else None,
-        num_frames=learner.encoder.num_frames,
         grouping=recipe.data.grouping(learner.objective.grouping if recipe.edits is None else "language"),
         allow_data_change=allow_data_change,
     )
+    units = loader.units
     return Job(
         build=build,
-        save=_save,
+        save=functools.partial(_save, units=units),
         learner=learner,
         loader=loader,
         total_updates=recipe.training.total_updates(recipe.data.seconds_per_update, index.seconds),
@@ -111,12 +115,64 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         schedule=recipe.schedule,
         training=recipe.training,
         config=recipe.model_dump(mode="json"),
-        manifest=index.manifest,
+        manifest=index.manifest if units is None else f"{index.manifest}+{units.header['sha256']}",
         plan_multiple=math.lcm(dist.world_size(), recipe.data.bins_multiple_of),
         start=report,
     )
 
 
-def _save(learner: Learner, folder: Path, extra: dict[str, Any]) -> None:
+def open_loader(
+    recipe: Recipe,
+    index: CorpusIndex,
+    learner: Learner,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    grouping: Grouping | None = None,
+    allow_data_change: bool = False,
+) -> SpeechLoader:
+    """Open the updates of a corpus as the learner's encoder and objective want them, with units where it predicts some."""
     assert isinstance(learner.objective, Objective)
-    save_model(folder, learner.encoder, learner.objective, extra)
+    return SpeechLoader(
+        index,
+        recipe.data,
+        seed=recipe.training.seed,
+        rank=rank,
+        world_size=world_size,
+        prepare=learner.encoder.prepare if learner.encoder.normalizes_waveform else None,
+        num_frames=learner.encoder.num_frames,
+        grouping=grouping,
+        units=_open_units(recipe, index, learner.encoder, learner.objective),
+        allow_data_change=allow_data_change,
+    )
+
+
+def _open_units(recipe: Recipe, index: CorpusIndex, encoder: Encoder, objective: Objective) -> UnitTable | None:
+    """Open the units that an objective predicts and hold them against the corpus, the encoder's frames and the heads."""
+    if "units" not in objective.requires:
+        return None
+    if not recipe.data.units:
+        raise ConfigError(
+            f"objective `{objective.config.name}` predicts units: make them with `isogloss label` and say where they are "
+            '(`--set data.units="FOLDER"`), or give the recipe a [labels] section'
+        )
+    units = UnitTable(recipe.data.units)
+    if objective.num_units is not None and units.num_units != objective.num_units:
+        raise ConfigError(
+            f"`objective.num_units` is {objective.num_units}, but {recipe.data.units} has {units.num_units} units; try "
+            f"`--set objective.num_units={units.num_units}`"
+        )
+    units.check_covers(index.id_hashes, index.durations, encoder.sample_rate)
+    return units.for_frames(encoder.geometry)
+
+
+def _save(learner: Learner, folder: Path, extra: dict[str, Any], units: UnitTable | None) -> None:
+    assert isinstance(learner.objective, Objective)
+    if units is None:
+        save_model(folder, learner.encoder, learner.objective, extra)
+        return
+    save_model(folder, learner.encoder, learner.objective, {**extra, "units": units.header})
+    clusters = units.folder / CLUSTERS
+    if clusters.is_file():  # tables that were made elsewhere have none
+        shutil.copyfile(clusters, folder / f".{CLUSTERS}")
+        (folder / f".{CLUSTERS}").replace(folder / CLUSTERS)

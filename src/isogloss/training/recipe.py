@@ -100,7 +100,10 @@ _FREE = {
     ),
     "training.parallel",
     # where the corpus lies may change, what it holds may not: its manifest hash is compared
-    *(f"data.{key}" for key in ("path", "num_workers", "prefetch", "timeout_seconds", "start_method", "max_rejected")),
+    *(
+        f"data.{key}"
+        for key in ("path", "num_workers", "prefetch", "timeout_seconds", "start_method", "max_rejected", "units")
+    ),
     "published_seconds_per_update",
     # the model that a run started from may move, what it holds may not change: its hash is compared
     "start.model",
@@ -146,8 +149,8 @@ def recipe_tree(path: Path, overrides: Sequence[str] = (), seen: frozenset[Path]
         beside = path.parent / f"{tree.pop('extends')}".removesuffix(".toml")
         beside = beside.with_name(beside.name + ".toml")
         parent = beside if beside.is_file() else find_recipe(beside.stem)
-        tree = _merge(recipe_tree(parent, seen=seen | {path.resolve()}), tree)
-    return _merge(tree, _name_preset(apply_overrides({}, overrides)))
+        tree = merge_trees(recipe_tree(parent, seen=seen | {path.resolve()}), tree)
+    return merge_trees(tree, _name_preset(apply_overrides({}, overrides)))
 
 
 def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
@@ -162,7 +165,7 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
     encoder, data, objective = filled.get("encoder"), filled.get("data", {}), filled.get("objective")
     if isinstance(encoder, Mapping) and "preset" in encoder:
         base = preset(str(encoder["preset"])).model_dump(mode="json")
-        filled["encoder"] = _merge(base, {key: value for key, value in encoder.items() if key != "preset"})
+        filled["encoder"] = merge_trees(base, {key: value for key, value in encoder.items() if key != "preset"})
     if isinstance(data, Mapping):
         filled["data"] = {"path": "", **data}
     if isinstance(objective, Mapping) and "name" in objective:
@@ -187,7 +190,7 @@ def _name_preset(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def merge_trees(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two trees; a section that becomes another thing (its `name`, `kind` or `preset` differs) starts afresh."""
     merged = dict(base)
     if "start" in change and "start" not in base:
@@ -199,7 +202,7 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             tags = ("kind", "preset", "name") if key in ("encoder", "objective") else ()
             is_other = any(tag in value and value[tag] != old.get(tag) for tag in tags)
-            merged[key] = dict(value) if is_other else _merge(old, value)
+            merged[key] = dict(value) if is_other else merge_trees(old, value)
         else:
             merged[key] = value
     return merged
