@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from isogloss.encoders.wave import ClippedRelative, GatedRelative, WaveConfig
+from isogloss.encoders.wave import AlibiRelative, ClippedRelative, GatedRelative, WaveConfig
 
 _NO_DROPOUT = {
     "dropout": 0.0,
@@ -81,6 +81,13 @@ PRESETS: dict[str, WaveConfig] = {
     "wavlm-large": _with(_HUBERT_LARGE, relative=GatedRelative().model_dump()),
     "data2vec-base": _DATA2VEC,
     "data2vec-large": _with(_DATA2VEC, width=1024, num_layers=24, num_heads=16, ffn_width=4096),
+    # arXiv 2212.07525: data2vec's encoder with ALiBi; its "prenet" blocks are the first of these layers.
+    "data2vec2-base": _with(_DATA2VEC, relative=AlibiRelative().model_dump()),
+    "data2vec2-large": _with(
+        _DATA2VEC, width=1024, num_layers=24, num_heads=16, ffn_width=4096, relative=AlibiRelative().model_dump()
+    ),
+    "dinosr-base": _DATA2VEC,  # arXiv 2305.10005, §4.1: data2vec's
+    "spidr-base": _with(_DATA2VEC, qkv_bias=False, layerdrop=0.0),  # arXiv 2512.20308
     "unispeech-large": _large(),  # arXiv 2101.07597: LARGE LV-60k
     # arXiv 2110.05752: HuBERT's sizes.
     "unispeech-sat-base": _BASE,
@@ -109,6 +116,26 @@ PRESETS: dict[str, WaveConfig] = {
     "wavlm-small": WaveConfig.model_validate(
         {"conv_channels": (128,) * 7, "width": 192, "num_layers": 6, "num_heads": 4, "ffn_width": 768, "layerdrop": 0.0}
         | {"position_kernel": 64, "position_groups": 8, "relative": {"kind": "gated"}}
+    ),
+    "data2vec2-tiny": WaveConfig.model_validate(
+        {
+            "width": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "ffn_width": 128,
+            "layerdrop": 0.0,
+            "relative": {"kind": "alibi"},
+        }
+        | {**_TINY_CONVOLUTIONS, "position": "conv_stack", "position_kernel": 9, "position_layers": 3}
+    ),
+    "data2vec2-small": WaveConfig.model_validate(
+        {"conv_channels": (128,) * 7, "width": 192, "num_layers": 6, "num_heads": 4, "ffn_width": 768, "layerdrop": 0.0}
+        | {"position": "conv_stack", "position_kernel": 19, "position_groups": 8, "position_layers": 3}
+        | {"relative": {"kind": "alibi"}}
+    ),
+    "spidr-tiny": WaveConfig.model_validate(
+        {"width": 64, "num_layers": 2, "num_heads": 4, "ffn_width": 128, "layerdrop": 0.0, "qkv_bias": False}
+        | _TINY_CONVOLUTIONS
     ),
     "wave-small": WaveConfig.model_validate(
         {"conv_channels": (128,) * 7, "width": 192, "num_layers": 6, "num_heads": 4, "ffn_width": 768, "layerdrop": 0.0}

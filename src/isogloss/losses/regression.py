@@ -1,0 +1,44 @@
+"""Regression onto a teacher's frames, and what it says about health. Sums out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Metrics = dict[str, tuple[Tensor | float, Tensor | float]]
+
+
+def regression(guesses_MD: Tensor, targets_MD: Tensor, smooth_l1: float = 0.0) -> Tensor:
+    """Return Σ ‖g − y‖²/√D over frames, or with β = `smooth_l1` > 0 Σ smoothL1_β(g − y)/√D (arXiv 2202.03555, eq. 2).
+
+    With β the error is squared and halved below it, and |·| − β/2 above, so that its gradient is never more than 1.
+    """
+    scale = float(guesses_MD.shape[1] ** -0.5)
+    if smooth_l1 > 0:
+        total = F.smooth_l1_loss(guesses_MD.float(), targets_MD, beta=smooth_l1, reduction="sum")
+    else:
+        total = (guesses_MD.float() - targets_MD).square().sum()
+    return total * scale
+
+
+@torch.no_grad()
+def regression_metrics(guesses_MD: Tensor, targets_MD: Tensor) -> Metrics:
+    """Return `fvu`, `target_std` and `prediction_std`, each as (sum, count).
+
+    `fvu` is the fraction of variance unexplained, Σ‖g − y‖²/Σ‖y‖² (targets have zero mean over an utterance): 1 for whoever
+    always predicts zero. The loss alone does not show learning: it is proportional to the targets' variance, which grows as layers agree.
+    The standard deviations are over frames, averaged over channels: they fall towards 0 in a collapse.
+    """
+    guesses_MD = guesses_MD.float()
+    return {
+        "fvu": ((guesses_MD - targets_MD).square().sum(), targets_MD.square().sum()),
+        "target_std": _channel_std(targets_MD),
+        "prediction_std": _channel_std(guesses_MD),
+    }
+
+
+def _channel_std(frames_MD: Tensor) -> tuple[Tensor | float, float]:
+    if len(frames_MD) < 2:
+        return 0.0, 0.0
+    return frames_MD.std(0).mean() * len(frames_MD), float(len(frames_MD))
