@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.training.averages import Reducer, Sums
 from isogloss.training.by_language import follow_languages
 from isogloss.training.checkpoint import Checkpoints, first_non_finite, gather_tensors, load_tensors, read_state
+from isogloss.training.finetune import FinetuneRecipe, build_finetune_job
 from isogloss.training.job import Job, build_job
 from isogloss.training.logging import RunLog
 from isogloss.training.optim import build_optimizer, set_learning_rate
@@ -47,6 +48,25 @@ PROBE_ALLOWANCE = 10  # a probe may take so many times longer than an update bef
 Probe = Callable[[Encoder, int], dict[str, Any]]
 
 
+class Judge(Protocol):
+    """A probe that also says when the run has learned enough, and which of its checkpoints is the model.
+
+    Whatever it remembers must follow from the logged results: a resumed run asks a new one.
+    """
+
+    def __call__(self, encoder: Encoder, step: int) -> dict[str, Any]:
+        """Return what is logged."""
+        ...
+
+    def enough(self, step: int) -> bool:
+        """Return whether the run may end after this update; the same on every rank."""
+        ...
+
+    def best(self, last: int) -> int:
+        """Return the update whose checkpoint becomes the model, at most `last`; 0 for the model that the run starts from."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a finished run leaves: the last update, the loss of the last logged interval, and where the model is."""
@@ -60,7 +80,7 @@ class TrainResult:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | FinetuneRecipe,
     run_dir: Path | str,
     *,
     resume: Resume = "auto",
@@ -80,7 +100,8 @@ def train(
         stop_on_signals() as stop,
         explained_failures(),
     ):
-        job = build_job(recipe, allow_data_change=allow_data_change)
+        build = build_finetune_job if isinstance(recipe, FinetuneRecipe) else build_job
+        job = build(recipe, allow_data_change=allow_data_change)  # type: ignore[arg-type]
         return run_job(
             job,
             Path(run_dir),
@@ -101,15 +122,21 @@ def run_job(
     resume: Resume = "auto",
     allow_data_change: bool = False,
     probe: Probe | None = None,
+    judge: Judge | None = None,
 ) -> TrainResult:
-    """Run a job from its newest good checkpoint, or from the start, to its end, and write the model."""
+    """Run a job from its newest good checkpoint, or from the start, to its end, and write the model.
+
+    A `judge` takes the place of the probe; where it finds no update better than the start, no model is written.
+    """
     with run_lock(run_dir):
-        loop = Loop(job, run_dir, device, stop, probe=probe)
+        loop = Loop(job, run_dir, device, stop, probe=judge or probe, judge=judge)
         folder = on_main(lambda: prepare_run(job, run_dir, loop.log, resume, allow_data_change=allow_data_change))
         if folder is not None:
             loop.load(folder)
         result = loop.run()
-        on_main(lambda: write_model(job, loop.checkpoints.path(result.step), result.model_dir, result.step))
+        chosen = result.step if judge is None else judge.best(result.step)
+        if chosen:
+            on_main(lambda: write_model(job, loop.checkpoints.path(chosen), result.model_dir, chosen))
     return result
 
 
@@ -129,9 +156,10 @@ class Loop:
         stop: StopRequest,
         *,
         probe: Probe | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.job, self.run_dir, self.device, self.stop = job, run_dir, device, stop
-        self.probe = probe
+        self.probe, self.judge = probe, judge
         if job.training.parallel == "ddp" or dist.world_size() == 1:
             job.learner.to(device)  # FSDP2 moves each shard itself: the whole need not fit
         self.learner = job.learner.train()
@@ -188,7 +216,7 @@ class Loop:
 
     def _compute(self, updates: Iterator[Update]) -> None:
         training = self.job.training
-        while self.step < self.job.total_updates:
+        while self.step < self.job.total_updates and not (self.judge is not None and self.judge.enough(self.step)):
             begin = time.perf_counter()
             update = self._next_update(updates)
             requests = self._one_update(update)
@@ -196,7 +224,10 @@ class Loop:
             is_last = self.step == self.job.total_updates
             if self.step % training.log_every == 0 or is_last:
                 self._log_window()
-            if training.probe_every and self.step % training.probe_every == 0 and self.probe is not None:
+            is_judged = is_last and self.judge is not None
+            if self.probe is not None and (
+                is_judged or (training.probe_every and self.step % training.probe_every == 0)
+            ):
                 self._run_probe(self.probe)
             code = next((code for code, asked in zip(EXIT_CODES.values(), requests, strict=True) if asked), 0)
             if code and not is_last:
@@ -318,7 +349,7 @@ class Loop:
                 "elapsed": self.seconds,
             }
             self.log.write("update", self.step, **fields)
-            text = f"loss {self.loss:.4g}  {fields['audio_rate']:.3g} s audio/s  waiting {100 * fields['wait']:.0f} %"
+            text = f"loss {self.loss:.4g}  lr {self.lr:.2g}  {fields['audio_rate']:.3g} s audio/s  waiting {100 * fields['wait']:.0f} %"
             self.log.progress(self.step, text)
         self.window, self.window_begin, self.window_audio, self.waited = Sums(), now, 0.0, 0.0
 
