@@ -1,0 +1,53 @@
+"""Tables of figures as heat maps, in the page's colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.patches import Rectangle
+
+from isogloss.benchmark.charts import _INK, _MUTED, _SERIES, _STYLE, _TITLE, _axes, _svg
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    reference: float = 0.0,
+    digits: int = 2,
+) -> str:
+    """Draw a table whose cells are the darker the farther they lie from `reference`: one colour above it, another below.
+
+    Cells say their value, so that nothing hangs on colour alone; NaN stays empty.
+    """
+    finite = [abs(value - reference) for row in values for value in row if math.isfinite(value)]
+    farthest = max(finite, default=0.0) or 1.0
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure, axes = _axes(0.9 + 0.26 * len(rows))
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if not math.isfinite(value):
+                    continue
+                strength = abs(value - reference) / farthest
+                color = _SERIES[0] if value >= reference else _SERIES[1]
+                axes.add_patch(
+                    Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=color, alpha=0.75 * strength, linewidth=0)
+                )
+                axes.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=_INK)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), list(columns))
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.tick_params(length=0, colors=_MUTED)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        figure.suptitle(title, **_TITLE)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return _svg(figure, title)
