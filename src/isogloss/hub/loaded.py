@@ -44,12 +44,16 @@ class LoadReport:
 
 @dataclass
 class Loaded:
-    """An encoder, the tensors of its heads under the objectives' names, and the objective's configuration where it is known."""
+    """An encoder, the tensors of its heads under the objectives' names, and the objective's configuration where it is known.
+
+    `task` is what a fine-tuned model does: the task's configuration and its tensors.
+    """
 
     encoder: Encoder
     head_tensors: dict[str, Tensor]
     objective_tree: dict[str, Any] | None
     report: LoadReport
+    task: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Found:
     report: LoadReport
     objective_tree: dict[str, Any] | None = None
     edits: tuple[EditsConfig, dict[str, Tensor]] | None = None  # what depends on the language, and each language's rows
+    task: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
 
 def assemble(found: Found, path: Path) -> Loaded:
@@ -94,7 +99,7 @@ def assemble(found: Found, path: Path) -> Loaded:
     encoder.eval()
     if found.edits is not None:
         _install(encoder, *found.edits, path)
-    return Loaded(encoder, found.heads, found.objective_tree, found.report)
+    return Loaded(encoder, found.heads, found.objective_tree, found.report, found.task)
 
 
 def _install(encoder: Encoder, config: EditsConfig, rows: Mapping[str, Tensor], path: Path) -> None:

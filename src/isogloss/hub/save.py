@@ -45,10 +45,17 @@ class _Description(Config):
     objective: dict[str, Any] | None
     extra: dict[str, Any]
     edits: _Edits | None = None
+    task: dict[str, Any] | None = None
 
 
-def save_model(folder: Path | str, encoder: Encoder, objective: Heads | None, extra: Mapping[str, Any]) -> None:
-    """Write an encoder and the heads of its objective; `extra` (JSON) is kept beside them.
+def save_model(
+    folder: Path | str,
+    encoder: Encoder,
+    objective: Heads | None,
+    extra: Mapping[str, Any],
+    task: Heads | None = None,
+) -> None:
+    """Write an encoder and the heads of its objective or task; `extra` (JSON) is kept beside them.
 
     The folder is written beside its place, synced and renamed: a kill leaves the old one or the new one. Raises
     `CheckpointError` where the place holds something else or the disk refuses.
@@ -56,9 +63,12 @@ def save_model(folder: Path | str, encoder: Encoder, objective: Heads | None, ex
     tensors = {f"encoder.{name}": tensor for name, tensor in dense_tensors(encoder).items()}
     if objective is not None:
         tensors |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
+    if task is not None:
+        tensors |= {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
     objective_tree = None if objective is None else objective.config.model_dump(mode="json")
+    task_tree = None if task is None else task.config.model_dump(mode="json")
     edits = None if encoder.edits is None else (encoder.edits, split_rows(encoder))
-    write_folder(Path(folder), tensors, encoder.config, objective_tree, extra, edits)
+    write_folder(Path(folder), tensors, encoder.config, objective_tree, extra, edits, task_tree)
 
 
 def write_folder(
@@ -68,8 +78,9 @@ def write_folder(
     objective_tree: Mapping[str, Any] | None,
     extra: Mapping[str, Any],
     edits: tuple[EditsConfig, Mapping[str, Tensor]] | None = None,
+    task_tree: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an isogloss folder from tensors that bear their prefixes (`encoder.`, `objective.`) already.
+    """Write an isogloss folder from tensors that bear their prefixes (`encoder.`, `objective.`, `task.`) already.
 
     `edits` are what makes the encoder depend on the language, and the rows of each language.
     """
@@ -85,6 +96,8 @@ def write_folder(
             "objective": objective_tree,
             "extra": dict(extra),
         }
+        if task_tree is not None:
+            description["task"] = dict(task_tree)
         if edits is not None:
             rows = temporary / f"{edits[0].kind}.safetensors"
             save_file({name: row.detach().cpu().contiguous() for name, row in edits[1].items()}, rows)
@@ -146,14 +159,16 @@ def read_isogloss(folder: Path) -> Found:
     if _sha256(weights) != description.sha256:
         raise CheckpointError(f"{weights}: damaged: its SHA-256 is not the one in {DESCRIPTION}; copy it again")
     tensors = read_safetensors(weights)
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "objective": {}}
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "objective": {}, "task": {}}
     for name, tensor in tensors.items():
         owner, _, rest = name.partition(".")
         if owner not in parts:
-            raise CheckpointError(f"{weights}: {name} belongs neither to an encoder nor to an objective")
+            raise CheckpointError(f"{weights}: {name} belongs neither to an encoder nor to an objective or task")
         parts[owner][rest] = tensor
     report = LoadReport("isogloss")
     found = Found(description.encoder, parts["encoder"], parts["objective"], report, description.objective)
+    if description.task is not None:
+        found.task = (description.task, parts["task"])
     if description.edits is not None:
         rows = folder / f"{description.edits.config.kind}.safetensors"
         if not rows.is_file():

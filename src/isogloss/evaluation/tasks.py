@@ -1,0 +1,150 @@
+"""A fine-tuned model on a test corpus: what it says of each utterance, and its figures with intervals over speakers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from isogloss.core.errors import CheckpointError, DataError
+from isogloss.core.rng import derive_seed
+from isogloss.core.types import Packed, SpeechBatch
+from isogloss.data.audio import read_audio
+from isogloss.encoders.base import Encoder
+from isogloss.evaluation.bootstrap import bootstrap
+from isogloss.evaluation.features import Progress
+from isogloss.evaluation.labels import alignment_kind
+from isogloss.evaluation.metrics import ratio
+from isogloss.evaluation.probes import known_speaker
+from isogloss.evaluation.tables import ResultRecord
+from isogloss.hub.load import load_model
+from isogloss.tasks.base import Task, build_task
+
+BATCH_SECONDS = 60.0
+
+
+@dataclass
+class TaskResult:
+    """Predictions, and references where there are any, of a test corpus in its order."""
+
+    ids: list[str]
+    predictions: list[str]
+    references: list[str | None]
+    speakers: list[str | None]
+
+
+def load_task(folder: Path | str) -> tuple[Encoder, Task]:
+    """Open a fine-tuned model; `CheckpointError` for a model that was not fine-tuned."""
+    loaded = load_model(folder)
+    if loaded.task is None:
+        raise CheckpointError(f"{folder}: holds an encoder and no task; fine-tune it first with `isogloss finetune`")
+    tree, tensors = loaded.task
+    task = build_task(tree, loaded.encoder)
+    try:
+        task.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: the task's tensors do not fit its configuration: {error}") from None
+    return loaded.encoder.eval(), task.eval()
+
+
+@torch.no_grad()
+def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Progress | None = None) -> TaskResult:
+    """Return what the task says of each cut; an utterance too short for a frame gets an empty text."""
+    device = next(encoder.parameters()).device
+    predictions: dict[str, str] = {}
+    done = 0.0
+    for group in _groups(sorted(cuts, key=lambda cut: -cut.duration)):
+        kept, waves = [], []
+        for cut in group:
+            wave_T = torch.from_numpy(read_audio(cut, sample_rate=encoder.sample_rate))
+            predictions[cut.id] = ""
+            if encoder.num_frames(len(wave_T)):
+                kept.append(cut)
+                waves.append(encoder.prepare(wave_T))
+        if kept:
+            spoken = [cut.supervisions[0] if cut.supervisions else None for cut in kept]
+            batch = SpeechBatch(
+                audio=Packed.from_list(waves),
+                ids=[cut.id for cut in kept],
+                languages=[s.language if s is not None else None for s in spoken],
+                seeds_B=torch.tensor([derive_seed("predict", cut.id) for cut in kept]),
+                speakers=[s.speaker if s is not None else None for s in spoken],
+            )
+            said = task.predict(encoder, batch.to(device))
+            predictions.update({cut.id: text for cut, text in zip(kept, said, strict=True)})
+        done += len(group)
+        if progress is not None:
+            progress(done, len(cuts))
+    return TaskResult(
+        ids=[cut.id for cut in cuts],
+        predictions=[predictions[cut.id] for cut in cuts],
+        references=[task.reference(cut) for cut in cuts],
+        speakers=[known_speaker(cut) for cut in cuts],
+    )
+
+
+def task_records(
+    task: Task,
+    result: TaskResult,
+    cuts: Sequence[Any],
+    *,
+    system: str,
+    dataset: str,
+    seed: int = 0,
+    notes: str = "",
+) -> list[ResultRecord]:
+    """Return a record for each of the task's metrics, over the utterances that have a reference."""
+    known = [i for i, reference in enumerate(result.references) if reference]
+    if not known:
+        raise DataError(f"none of the {len(result.ids)} utterances of `{dataset}` is labelled for {task.config.name}")
+    references = [str(result.references[i]) for i in known]
+    counts = task.counts(references, [result.predictions[i] for i in known])
+    speakers = [result.speakers[i] for i in known]
+    synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
+    is_aligned = "phones" in task.requires
+    return [
+        ResultRecord.from_estimate(
+            bootstrap(np.asarray(counts[metric]), ratio, clusters=speakers, seed=seed),
+            system=system,
+            task=f"{task.config.name}, fine-tuned",
+            dataset=dataset,
+            metric=metric,
+            higher_is_better=higher,
+            labels=alignment_kind(cuts) if is_aligned else "gold",
+            synthetic_speech=synthetic,
+            seeds=(seed,),
+            notes=notes,
+            meta={
+                "utterances": len(known),
+                "unlabelled": len(result.ids) - len(known),
+                "task": task.config.model_dump(mode="json"),
+            },
+        )
+        for metric, higher in task.metrics.items()
+    ]
+
+
+def write_predictions(path: Path, result: TaskResult) -> None:
+    """Write a line of JSON for each utterance (`id`, `text`, `speaker`), as `isogloss evaluate` reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for name, text, speaker in zip(result.ids, result.predictions, result.speakers, strict=True):
+            file.write(json.dumps({"id": name, "text": text, "speaker": speaker}, ensure_ascii=False) + "\n")
+
+
+def _groups(cuts: Sequence[Any]) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    seconds = 0.0
+    for cut in cuts:
+        if group and seconds + cut.duration > BATCH_SECONDS:
+            yield group
+            group, seconds = [], 0.0
+        group.append(cut)
+        seconds += cut.duration
+    if group:
+        yield group
