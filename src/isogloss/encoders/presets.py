@@ -12,6 +12,7 @@ from isogloss.encoders import (
     _conformer_presets,
     _cpc_presets,
     _mel_presets,
+    _text_presets,
     _wav2vec_presets,
     _wave_conformer_presets,
     _wave_presets,
@@ -21,13 +22,14 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.conformer import ConformerConfig
 from isogloss.encoders.cpc import CpcConfig
 from isogloss.encoders.mel import MelConfig
+from isogloss.encoders.text import TextConfig
 from isogloss.encoders.wav2vec import Wav2VecConfig
 from isogloss.encoders.wave import WaveConfig
 from isogloss.encoders.wave_conformer import WaveConformerConfig
 
 # A new kind of encoder adds its configuration here, and its `_<kind>_presets.PRESETS` below.
 EncoderConfig = Annotated[
-    WaveConfig | CpcConfig | ConformerConfig | WaveConformerConfig | Wav2VecConfig | MelConfig | ApcConfig,
+    WaveConfig | CpcConfig | ConformerConfig | WaveConformerConfig | Wav2VecConfig | MelConfig | ApcConfig | TextConfig,
     Field(discriminator="kind"),
 ]
 
@@ -38,6 +40,7 @@ _PRESETS: dict[str, EncoderConfig] = {
     **_mel_presets.PRESETS,
     **_conformer_presets.PRESETS,
     **_wave_conformer_presets.PRESETS,
+    **_text_presets.PRESETS,
 }
 
 
