@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def draw_bands(num_bins: int, generators: Sequence[torch.Generator], *, max_share: float) -> Tensor:
-    """Draw one band of bins for each utterance, B×F booleans on the CPU (arXiv 2007.06028, §III-B).
+    """Draw one band of bins for each utterance, B×F booleans on the CPU (arXiv 2007.06028).
 
     Its width is uniform over 0 … ⌊`max_share`·F⌋ (the paper's W_C: 16 of 80 bins), its place uniform. Utterance i takes its
     numbers from `generators[i]` alone.
@@ -33,7 +33,7 @@ def magnitude_noise(
 ) -> Tensor:
     """Return noise to add, N×F on the CPU: N(0, `std`²) in every cell of the utterances that a die picks, zero in the others.
 
-    arXiv 2007.06028, §III-C. `generators[i]` (on the CPU) gives utterance i its die and its noise.
+    arXiv 2007.06028 `generators[i]` (on the CPU) gives utterance i its die and its noise.
     """
     noise_NF = torch.zeros(sum(lengths), width)
     for part, generator in zip(noise_NF.split(list(lengths)), generators, strict=True):

@@ -57,7 +57,7 @@ def replace_spans(
     replaced: float = 0.1,
     decide: Literal["utterance", "span"] = "utterance",
 ) -> Replacement:
-    """Choose spans of each utterance of a packed batch, and throw a die for what becomes of them (arXiv 1910.12638, §2.2).
+    """Choose spans of each utterance of a packed batch, and throw a die for what becomes of them (arXiv 1910.12638).
 
     An utterance of S rows gets round(`probability`·S/`span`) spans of `span` rows, at least one, whose starts are drawn without
     replacement from 0 … S − span: they may overlap, so 0.15 and 7 choose 14.1 % of a long utterance. With probability

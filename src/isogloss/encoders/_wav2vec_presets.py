@@ -10,7 +10,7 @@ _TINY = {"channels": 32, "kernels": (10, 8, 4, 4, 4), "strides": (5, 4, 2, 2, 2)
 _SMALL = {"channels": 128, "context_kernels": (2, 3, 4, 5, 6, 7)}
 
 PRESETS: dict[str, Wav2VecConfig] = {
-    # arXiv 1904.05862, §3: five convolutions and nine of kernel 3; LARGE as released.
+    # arXiv 1904.05862: five convolutions and nine of kernel 3; LARGE as released.
     "wav2vec-base": Wav2VecConfig(
         kernels=(10, 8, 4, 4, 4), strides=(5, 4, 2, 2, 2), context_kernels=(3,) * 9, log_compression=False
     ),

@@ -58,7 +58,7 @@ class MelConfig(SpectralConfig):
 
 
 class MelEncoder(SpectralEncoder):
-    """Stacked frames, a linear map, sinusoidal positions and a norm, transformer (arXiv 1910.12638, §2.1, in s3prl's form).
+    """Stacked frames, a linear map, sinusoidal positions and a norm, transformer (arXiv 1910.12638, in s3prl's form).
 
     State 0 is the input of the first layer, L the output of the last one.
     """

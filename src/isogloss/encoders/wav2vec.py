@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Wav2VecConfig(Config):
-    """Sizes and switches of the wav2vec encoder; the defaults are wav2vec LARGE as released (arXiv 1904.05862, §3).
+    """Sizes and switches of the wav2vec encoder; the defaults are wav2vec LARGE as released (arXiv 1904.05862).
 
     channels, kernels, strides
         Width of every convolution, and one kernel and stride for each (samples first, then rows); the hop is 10 ms.

@@ -1,4 +1,4 @@
-"""Binary noise-contrastive estimation: is this the frame that followed, yes or no? (arXiv 1904.05862, eq. 2). Sums out."""
+"""Binary noise-contrastive estimation: is this the frame that followed, yes or no? (arXiv 1904.05862). Sums out."""
 
 from __future__ import annotations
 

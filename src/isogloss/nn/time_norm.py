@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class TimeGroupNorm(nn.Module):
-    """Normalise each group of channels over all rows of an utterance (arXiv 1904.05862, §3.1; one group in wav2vec), in fp32.
+    """Normalise each group of channels over all rows of an utterance (arXiv 1904.05862; one group in wav2vec), in fp32.
 
     The statistics look at the whole utterance: a frame then depends, a little, on frames after it. Rows that belong to no
     utterance (borders of a stream) are only scaled by the weight.

@@ -30,7 +30,7 @@ class QuantizedRows:
 
 
 class GumbelVectorQuantizer(nn.Module):
-    """Choose a code in each group by Gumbel softmax (arXiv 1910.05453, §3.1): two layers to the logits, hard, straight through.
+    """Choose a code in each group by Gumbel softmax (arXiv 1910.05453): two layers to the logits, hard, straight through.
 
     `is_shared` lets all groups choose from one codebook. `codebook` is (1 or G)×C×(width/G), from U(0, 1).
     """
@@ -61,7 +61,7 @@ class GumbelVectorQuantizer(nn.Module):
 
 
 class KMeansVectorQuantizer(nn.Module):
-    """Choose the nearest code of each group (arXiv 1910.05453, §3.2) after a grouped projection and a group norm over time.
+    """Choose the nearest code of each group (arXiv 1910.05453) after a grouped projection and a group norm over time.
 
     The gradient passes to the projected rows unchanged; codes learn only from what draws them to the rows. They start at
     0.01·N(0, 1).

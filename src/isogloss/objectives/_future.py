@@ -24,7 +24,7 @@ class FutureLoss:
 
 
 class FuturePredictor(nn.Module):
-    """K affine maps with one bias: h_k(c) = c·W_k + b (arXiv 1904.05862, §3.2; one transposed convolution in the released code).
+    """K affine maps with one bias: h_k(c) = c·W_k + b (arXiv 1904.05862; one transposed convolution in the released code).
 
     `offset` is how many frames lie between the context's frame and that of step 1: None takes the smallest number of hops
     that covers a receptive field, so that no target shares a sample with z_t (465/160: 3, as released); the paper says 1.

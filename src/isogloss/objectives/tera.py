@@ -38,7 +38,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Config(ObjectiveConfig):
-    """Settings of TERA; the defaults are those of its base model (arXiv 2007.06028, §III, in s3prl's form).
+    """Settings of TERA; the defaults are those of its base model (arXiv 2007.06028, in s3prl's form).
 
     mask_probability, mask_span, zeroed, replaced
         The alteration of time, as in `mockingjay`: one die for all spans of an utterance.

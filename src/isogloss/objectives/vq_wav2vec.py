@@ -38,7 +38,7 @@ Weight = Annotated[float, Field(ge=0.0)]
 
 
 class Config(ObjectiveConfig):
-    """Settings of vq-wav2vec; the defaults are the published ones (arXiv 1910.05453, §4.2, and the released commands).
+    """Settings of vq-wav2vec; the defaults are the published ones (arXiv 1910.05453, and the released commands).
 
     num_steps, num_negatives, offset, negative_weight
         As in `wav2vec`.
@@ -48,7 +48,7 @@ class Config(ObjectiveConfig):
     diversity_weight
         Weight of wav2vec 2.0's diversity loss; the published runs have none. With it the loss holds a batch statistic.
     kmeans_weight, commitment
-        Weight of the two squared distances with `quantizer = "kmeans"`, and γ of the second (arXiv 1910.05453, eq. 3).
+        Weight of the two squared distances with `quantizer = "kmeans"`, and γ of the second (arXiv 1910.05453).
     """
 
     name: Literal["vq_wav2vec"] = "vq_wav2vec"

@@ -30,7 +30,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(ObjectiveConfig):
-    """Settings of wav2vec; the defaults are the published ones (arXiv 1904.05862, §3.2, §4; the released command).
+    """Settings of wav2vec; the defaults are the published ones (arXiv 1904.05862; the released command).
 
     num_steps, num_negatives
         K, and J: frames drawn for each target frame from the others of its utterance; all steps share them.
