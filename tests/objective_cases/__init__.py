@@ -12,6 +12,7 @@ import torch
 
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.conformer import ConformerConfig
 from isogloss.encoders.cpc import CpcConfig
 from isogloss.encoders.presets import EncoderConfig
 from isogloss.encoders.wave import WaveConfig
@@ -31,6 +32,20 @@ WAVE = WaveConfig(
     feature_gradient_scale=1.0,
 )
 CPC = CpcConfig(channels=32, width=32)
+CONFORMER = ConformerConfig(
+    num_bins=20,
+    subsampling="stack",
+    width=32,
+    num_layers=2,
+    num_heads=2,
+    ffn_width=64,
+    positions="relative",
+    kernel=5,
+    conv_norm="layer",
+    dropout=0.0,
+    attention_dropout=0.0,
+    conv_dropout=0.0,
+)
 NUM_UNITS = 12
 BATCH = [9000, 16000, 5000, 12345]
 
