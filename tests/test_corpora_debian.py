@@ -198,10 +198,10 @@ def test_plan_respects_languages_and_megabytes(archive):
     for source in demo.sources:
         for language in set(source.languages) & set(demo.languages):
             by_language[language] = by_language.get(language, 0) + 1
-    assert {language for language, count in by_language.items() if count >= 2} >= {"fr", "es", "it", "ru"}
+    assert {language for language, count in by_language.items() if count >= 2} >= {"fr", "es", "it"}
     small = debian.demo_selection(max_megabytes=60)
     assert small.megabytes <= 60
-    assert "tuxpaint-stamps-default" in small.left_out
+    assert "fillets-ng-data-cs" in small.left_out
     assert {source.package for source in debian.plan(["cs"]).sources} == {"fillets-ng-data-cs", "klettres-data"}
     assert debian.plan(["pt-BR"]).languages == ["pt"]
     with pytest.raises(DataError, match="no package fits into 1 MB"):

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import matplotlib as mpl
@@ -82,6 +83,28 @@ def line_chart(
         if len(series) > 1:
             axes.legend(fontsize=8)
         return _svg(figure, title)
+
+
+def panels(title: str, x_label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """Draw each curve (name → (x, y)) in a panel of its own, side by side."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(2.6 * len(series), 2.1), layout="constrained")
+        for number, (name, (x, y)) in enumerate(series.items(), 1):
+            axes = figure.add_subplot(1, len(series), number)
+            axes.plot(x, y, color=_SERIES[0])
+            axes.set_title(name, fontsize=8.5, loc="left", color=_MUTED)
+            axes.set_xlabel(x_label)
+            axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        figure.suptitle(title, **_TITLE)
+        return _svg(figure, title)
+
+
+def standalone(svg: str) -> str:
+    """Return a chart as a file of its own, with the report's colours for light and dark pages inside."""
+    style = files("isogloss.benchmark").joinpath("report.css").read_text(encoding="utf-8")
+    colours = " ".join(re.findall(r"--(?:ink|muted|grid|series-\d): [^;]+;", style))
+    rules = f":root {{ color-scheme: light dark; {colours} }}"
+    return re.sub(r"(<svg[^>]*>)", rf"\1<style>{rules}</style>", svg, count=1) + "\n"
 
 
 def interval_chart(title: str, x_label: str, intervals: Sequence[Interval], *, reference: float | None = None) -> str:

@@ -10,28 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from isogloss.benchmark.measure import Measured, System, TestBed, measure
-from isogloss.benchmark.testbed import Division, PhoneCuts, divide, language_cuts, phone_cuts, probe_splits, sample
+from isogloss.benchmark.measure import Measured, System, measure
+from isogloss.benchmark.prepare import BedSizes, before_and_after, prepare_bed
+from isogloss.benchmark.testbed import Division
 from isogloss.core.errors import DataError
-from isogloss.core.rng import derive_seed
 from isogloss.data.audit import AuditReport, audit
 from isogloss.data.corpora import debian, synthetic
-from isogloss.data.inputs import open_corpus, write_corpus
-from isogloss.encoders.base import Encoder
-from isogloss.encoders.presets import build_encoder
-from isogloss.evaluation.aligner import AlignerSettings
+from isogloss.data.inputs import open_corpus
 from isogloss.evaluation.energy import EnergyMeter
-from isogloss.evaluation.features import FeatureSource, extract_features
 from isogloss.evaluation.lid import LidSettings, language_of
 from isogloss.evaluation.probes import SearchBudget, speaker_of
-from isogloss.evaluation.silver import align_silver, words_of_text
 from isogloss.evaluation.spectral import SpectralSource
 from isogloss.evaluation.tables import write_results
-from isogloss.hub.load import load_encoder
 from isogloss.training.loop import TrainResult, train
 from isogloss.training.recipe import Recipe, load_recipe
 
@@ -46,12 +39,9 @@ class Size:
 
     overrides: tuple[str, ...] = ()
     only_for: dict[str, tuple[str, ...]] | None = None
-    phone_seconds: float = 600.0
-    abx_seconds: float = 300.0
-    seconds_per_voice: float = 100.0
+    bed: BedSizes = field(default_factory=BedSizes)
     synthetic_utterances: int = 60
     synthetic_voices: int = 4
-    aligner: AlignerSettings = field(default_factory=lambda: AlignerSettings(min_updates=800, max_epochs=10))
     budget: SearchBudget = field(default_factory=SearchBudget)
     lid: LidSettings = field(default_factory=LidSettings)
     languages: tuple[str, ...] = SYNTHETIC_LANGUAGES
@@ -68,9 +58,7 @@ SIZES = {
             "data.num_workers=0",
         ),
         only_for={"modified CPC": ("encoder.preset=cpc-tiny",), "wav2vec 2.0": ("encoder.preset=wave-tiny",)},
-        phone_seconds=30.0,
-        abx_seconds=20.0,
-        seconds_per_voice=8.0,
+        bed=BedSizes(phone_seconds=30.0, abx_seconds=20.0, seconds_per_voice=8.0),
         synthetic_utterances=8,
         synthetic_voices=2,
         budget=SearchBudget(weight_decays=(1e-2,), max_iterations=10, max_train_frames=2000),
@@ -80,7 +68,8 @@ SIZES = {
     ),
     "small": Size(),
     "large": Size(
-        overrides=("training.updates=20000",), phone_seconds=2400.0, abx_seconds=1200.0, seconds_per_voice=400.0
+        overrides=("training.updates=8000",),
+        bed=BedSizes(phone_seconds=2400.0, abx_seconds=1200.0, seconds_per_voice=400.0),
     ),
 }
 
@@ -161,16 +150,16 @@ def run_demo(
         stages.say(f"{len(cuts)} of {report.num_input} recordings are good")
 
     with stages.stage("phone labels") as progress:
-        division = divide(cuts)
-        corpus = write_corpus(division.train, out / "train")
+        dataset = "synthesised speech" if is_synthetic else "Debian recordings"
+        prepared = prepare_bed(cuts, out, sizes.bed, dataset=dataset, seed=seed, progress=progress)
+        division, bed = prepared.division, prepared.bed
         stages.say(
             f"{_minutes(division.train)} to train on; held out: {_minutes(division.test)} of {len(division.speakers)} voices"
         )
-        phones, labels = _label(phone_cuts(division, sizes.phone_seconds, seed), is_synthetic, sizes, progress)
-        stages.say(labels)
+        stages.say(prepared.labels)
 
     with stages.stage("pretrain"):
-        recipes = {name: _recipe(recipe, corpus, sizes, name, seed) for name, recipe in OBJECTIVES.items()}
+        recipes = {name: _recipe(recipe, prepared.corpus, sizes, name, seed) for name, recipe in OBJECTIVES.items()}
         runs, energy = {}, {}
     for name, recipe in recipes.items():
         stages.say(f"{name}: {recipe.training.updates} updates of {recipe.data.seconds_per_update:g} s")
@@ -180,19 +169,11 @@ def run_demo(
         stages.seconds["pretrain"] += energy[name]["wall_seconds"]
 
     with stages.stage("measure") as progress:
-        held_out = sample(phones.test, sizes.abx_seconds, seed)
-        bed = TestBed(
-            dataset="synthesised speech" if is_synthetic else "Debian recordings",
-            phones=probe_splits(phones, seed),
-            abx_within=held_out,
-            abx_across=[*held_out, *sample(phones.train, sizes.abx_seconds, seed)],
-            languages=language_cuts(division, sizes.seconds_per_voice, seed),
-            held_out=division.held_out,
-            held_out_speakers=division.speakers,
-            synthetic_speech=is_synthetic,
-            seeds=(seed,),
-        )
-        systems = _systems(recipes, runs, energy, bed, out / "features", progress)
+        systems = [System(SpectralSource("mel"), "baseline"), System(SpectralSource("mfcc"), "baseline")]
+        for name, recipe in recipes.items():
+            systems += before_and_after(
+                name, recipe.encoder, seed, runs[name].model_dir, bed, out / "features", energy[name], progress
+            )
         measured = measure(systems, bed, budget=sizes.budget, lid=sizes.lid, tell=lambda text: progress(text, 0, 1))
         write_results(out / "results.jsonl", [*measured.records, *measured.differences])
 
@@ -209,7 +190,7 @@ def run_demo(
         runs=runs,
         energy=energy,
         measured=measured,
-        labels=labels,
+        labels=prepared.labels,
         seconds=stages.seconds,
     )
 
@@ -255,63 +236,9 @@ def _obtain(
     return folder, why
 
 
-def _label(
-    cuts: PhoneCuts, is_synthetic: bool, sizes: Size, progress: Callable[[str, float, float], None]
-) -> tuple[PhoneCuts, str]:
-    """Return the cuts with phone times, and where the times come from."""
-    if is_synthetic:
-        return cuts, "phone times are those of the synthesiser (exact)"
-    aligned, report = align_silver(
-        [*cuts.train, *cuts.test],
-        words_of_text,
-        settings=sizes.aligner,
-        progress=lambda done, total: progress("forced aligner", done, total),
-    )
-    by_id = {cut.id: cut for cut in aligned}
-    labelled = PhoneCuts(*([by_id[c.id] for c in part if c.id in by_id] for part in (cuts.train, cuts.test)))
-    return labelled, (
-        f"silver phone labels: espeak-ng's phones of the transcripts, timed by a CTC aligner trained on these {report.num_aligned} "
-        f"recordings; {len(report.unfit)} whose text does not fit were left out"
-    )
-
-
 def _recipe(name: str, corpus: Path, sizes: Size, objective: str, seed: int) -> Recipe:
     overrides = [*sizes.overrides, *(sizes.only_for or {}).get(objective, ())]
     return load_recipe(name, [*overrides, f"data.path={json.dumps(str(corpus))}", f"training.seed={seed}"])
-
-
-def _systems(
-    recipes: dict[str, Recipe],
-    runs: dict[str, TrainResult],
-    energy: dict[str, dict[str, Any]],
-    bed: TestBed,
-    cache: Path,
-    progress: Callable[[str, float, float], None],
-) -> list[System]:
-    """Return log-mel, MFCC, and each encoder before and after training."""
-    systems = [System(SpectralSource("mel"), "baseline"), System(SpectralSource("mfcc"), "baseline")]
-    needed = {
-        cut.id: cut
-        for part in (bed.phones.train, bed.phones.dev, bed.phones.test, bed.abx_across, bed.languages)
-        for cut in part
-    }
-
-    def features(encoder: Encoder, name: str) -> FeatureSource:
-        return extract_features(
-            encoder.eval(),
-            list(needed.values()),
-            cache_dir=cache,
-            name=name,
-            progress=lambda done, total: progress(f"features: {name}", done, total),
-        )
-
-    for name, recipe in recipes.items():
-        torch.manual_seed(derive_seed(recipe.training.seed, "weights"))  # the very weights that training began with
-        untrained = features(build_encoder(recipe.encoder), f"{name}, untrained")
-        trained = features(load_encoder(runs[name].model_dir), name)
-        systems.append(System(untrained, "untrained"))
-        systems.append(System(trained, "trained", (untrained.name, "mel"), energy[name]))
-    return systems
 
 
 def _describe(division: Division, is_synthetic: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from isogloss.benchmark.charts import Interval, interval_chart, line_chart
 from isogloss.benchmark.demo import Demo
 from isogloss.benchmark.report import Report
+from isogloss.benchmark.suite_report import verdict
 from isogloss.benchmark.testbed import source_of
 from isogloss.core.config import to_toml
 from isogloss.evaluation.lid import language_of
@@ -89,16 +90,14 @@ def result_table(demo: Demo) -> tuple[list[str], list[list[str]]]:
 def findings(demo: Demo) -> list[str]:
     """Return each paired difference as a line for the terminal."""
     _, rows = _difference_table(demo.measured.differences)
-    return [f"{task}: {systems} {points} points, {verdict}" for task, systems, points, verdict in rows]
+    return [f"{task}: {systems} {points} points, {judged}" for task, systems, points, judged in rows]
 
 
 def _difference_table(differences: Sequence[ResultRecord]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for record in differences:
-        better = record.estimate.is_clear_of(0.0) and (record.value > 0) == record.higher_is_better
-        verdict = "better" if better else "worse" if record.estimate.is_clear_of(0.0) else "may be chance"
         points = f"{100 * record.value:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
-        rows.append([record.task, record.system, points, verdict])
+        rows.append([record.task, record.system, points, verdict(record)])
     return ["what was measured", "compared", "difference in points [95 % interval]", "verdict"], rows
 
 

@@ -12,16 +12,25 @@ import numpy.typing as npt
 from isogloss.core.errors import DataError
 from isogloss.evaluation import abx as abx_module
 from isogloss.evaluation.bootstrap import Estimate, paired_difference, ratio_of_sums
-from isogloss.evaluation.features import FeatureSource
-from isogloss.evaluation.labels import alignment_kind
+from isogloss.evaluation.features import FeatureSource, frame_centers
+from isogloss.evaluation.labels import Inventory, alignment_items, alignment_kind, frame_labels
 from isogloss.evaluation.lid import HeldOut, LidResult, LidSettings, language_of, pool, probe_language
 from isogloss.evaluation.normalized import NormalizedSource
-from isogloss.evaluation.probes import PhoneProbe, ProbeSplits, SearchBudget, best_on_dev, probe_phones
+from isogloss.evaluation.probes import (
+    PhoneProbe,
+    ProbeSplits,
+    SearchBudget,
+    best_on_dev,
+    known_speaker,
+    probe_phones,
+)
 from isogloss.evaluation.tables import Labels, ResultRecord
+from isogloss.evaluation.units import kmeans, unit_quality
 
 Array = npt.NDArray[np.float64]
 Role = Literal["baseline", "untrained", "trained"]
 Progress = Callable[[str], None]
+UNIT_FRAMES = 20_000  # that units are fitted to
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,10 @@ def measure(
     *,
     budget: SearchBudget | None = None,
     lid: LidSettings | None = None,
+    num_units: int | None = None,
     tell: Progress | None = None,
 ) -> Measured:
-    """Measure every system on a test bed.
+    """Measure every system on a test bed; with `num_units` also how much so many k-means units tell of the phones (PNMI).
 
     For phones and ABX every system's features are normalised over each recording, as those of log-mel and MFCC are anyway: the
     test voices were recorded elsewhere. The layer of a system is chosen by the phone probe's development accuracy, and ABX is
@@ -104,6 +114,9 @@ def measure(
         tell(f"ABX, {speaker} speaker")
         task = _Task(measured, bed, f"ABX, {speaker} speaker", "abx_error", False, labels, layer_of)
         _add_abx(task, systems, speaker, cuts)
+    if num_units is not None:
+        tell("units")
+        _add_units(_Task(measured, bed, "units", "pnmi", True, labels, layer_of), systems, num_units)
     tell("language identification")
     pooled = {system.name: pool(system.source, bed.languages, lid) for system in systems}
     ways: tuple[HeldOut, ...] = ("utterance", bed.held_out)
@@ -222,3 +235,24 @@ def _add_abx(task: _Task, systems: Sequence[System], speaker: abx_module.Speaker
         task.add(results[system.name].error, system)
         for other in system.against:
             task.add(abx_module.paired_difference(results[system.name], results[other]), system, other)
+
+
+def _add_units(task: _Task, systems: Sequence[System], num_units: int) -> None:
+    """Add the PNMI of units that are fitted to the probe's training frames and read off its test frames."""
+    splits = task.bed.phones
+    inventory = Inventory.of([item.symbol for item in alignment_items(cut)] for cut in splits.train)
+    for system in systems:
+        source, layer = NormalizedSource(system.source), task.layer_of[system.name]
+        frames_ND = np.concatenate([source.features(cut)[layer] for cut in splits.train]).astype(np.float32)
+        kept = np.random.default_rng(task.bed.seeds[0]).permutation(len(frames_ND))[:UNIT_FRAMES]
+        book = kmeans(frames_ND[kept], num_units, seed=task.bed.seeds[0], iterations=30)
+        tested = [source.features(cut)[layer] for cut in splits.test]
+        quality = unit_quality(
+            [book.assign(values_SD) for values_SD in tested],
+            [
+                frame_labels(cut, frame_centers(source, len(values_SD)), inventory)
+                for cut, values_SD in zip(splits.test, tested, strict=True)
+            ],
+            speakers=[known_speaker(cut) for cut in splits.test],
+        )
+        task.add(quality.pnmi, system)

@@ -21,42 +21,50 @@ MIN_SECONDS = 0.6
 class Division:
     """Voices held out of everything that is trained (pretraining, probes, language models), and what remains.
 
-    `held_out` is "source" where a held-out voice comes from another corpus than the rest of its language, else "speaker".
+    `foreign` are the languages whose held-out voices come from another corpus than all the others of the language: there a
+    classifier cannot answer by the channel.
     """
 
     train: list[Any]
     test: list[Any]
-    held_out: Literal["source", "speaker"]
     speakers: frozenset[str]
+    foreign: frozenset[str]
+
+    @property
+    def held_out(self) -> Literal["source", "speaker"]:
+        """What language identification can hold out: "source" where two languages or more have a foreign voice."""
+        return "source" if len(self.foreign) > 1 else "speaker"
 
 
 def divide(cuts: Iterable[Any]) -> Division:
-    """Hold out one voice of every language that has two or more.
+    """Hold out one voice in five of every language that has two or more.
 
     A language's voices are ranked by how much of their speech has a text or an alignment, then by how much there is: the first
-    stays, the second is held out, whatever is left is trained on. Raises `DataError` where no two languages have two voices.
+    stays, the second is held out, and so is every fifth after it, unless it has less than a tenth of the first one's speech.
+    Raises `DataError` where no two languages have two voices.
     """
     cuts = list(cuts)
     voices: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for cut in cuts:
         voices[str(language_of(cut))][speaker_of(cut)].append(cut)
-    held: dict[str, str] = {}
+    held: dict[str, list[str]] = {}
     for language, own in sorted(voices.items()):
         ranked = sorted(own, key=lambda s: (-_seconds(own[s], told=True), -_seconds(own[s]), s))
-        if len(ranked) > 1 and _seconds(own[ranked[1]]) >= 0.1 * _seconds(own[ranked[0]]):
-            held[language] = ranked[1]
+        chosen = [name for name in ranked[1::5] if _seconds(own[name]) >= 0.1 * _seconds(own[ranked[0]])]
+        if chosen:
+            held[language] = chosen
     if len(held) < 2:
         raise DataError("two languages with two voices each are needed to test on held-out voices; add recordings")
-    names = frozenset(held.values())
+    names = frozenset(name for chosen in held.values() for name in chosen)
     test = [cut for cut in cuts if speaker_of(cut) in names]
     train = [cut for cut in cuts if speaker_of(cut) not in names]
-    is_foreign = all(
-        {source_of(c) for c in voices[language][name]}.isdisjoint(
-            source_of(c) for c in train if language_of(c) == language
-        )
-        for language, name in held.items()
-    )
-    return Division(train, test, "source" if is_foreign else "speaker", names)
+    known = {(language_of(cut), source_of(cut)) for cut in train}
+    foreign = {
+        language
+        for language, chosen in held.items()
+        if all((language, source_of(cut)) not in known for name in chosen for cut in voices[language][name])
+    }
+    return Division(train, test, names, frozenset(foreign))
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,10 @@ def probe_splits(cuts: PhoneCuts, seed: int) -> ProbeSplits:
 
 
 def language_cuts(division: Division, seconds_per_voice: float, seed: int) -> list[Any]:
-    """Return cuts for language identification: the tested languages, as much of each voice."""
-    languages = {language_of(cut) for cut in division.test}
+    """Return cuts for language identification, as much of each voice: the languages with a foreign voice where there are two
+    or more, else all that are tested.
+    """
+    languages = division.foreign if division.held_out == "source" else {language_of(cut) for cut in division.test}
     cuts = [cut for cut in [*division.train, *division.test] if language_of(cut) in languages]
     voices: dict[str, list[Any]] = defaultdict(list)
     for cut in cuts:
@@ -97,18 +107,21 @@ def language_cuts(division: Division, seconds_per_voice: float, seed: int) -> li
 
 
 def sample(cuts: Sequence[Any], max_seconds: float, seed: int) -> list[Any]:
-    """Return cuts in a fixed random order until there are so many seconds; every voice gets its share."""
-    voices: dict[str, list[Any]] = defaultdict(list)
-    for cut in sorted(cuts, key=lambda cut: derive_seed(seed, "sample", cut.id)):
-        voices[speaker_of(cut)].append(cut)
+    """Return cuts in a fixed random order until there are so many seconds, evenly of all languages, and of all voices in each."""
+    voices: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for cut in sorted(cuts, key=lambda cut: derive_seed(seed, "sample", cut.id), reverse=True):
+        voices[str(language_of(cut)), speaker_of(cut)].append(cut)
+    of_language = dict.fromkeys((language for language, _ in voices), 0.0)
+    of_voice = dict.fromkeys(voices, 0.0)
     chosen = []
-    for name in sorted(voices):
-        seconds = 0.0
-        for cut in voices[name]:
-            if seconds >= max_seconds / len(voices):
-                break
-            chosen.append(cut)
-            seconds += cut.duration
+    while voices and sum(of_language.values()) < max_seconds:
+        key = min(voices, key=lambda key: (of_language[key[0]], of_voice[key], key))
+        cut = voices[key].pop()
+        chosen.append(cut)
+        of_language[key[0]] += cut.duration
+        of_voice[key] += cut.duration
+        if not voices[key]:
+            del voices[key]
     return chosen
 
 

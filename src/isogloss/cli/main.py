@@ -13,6 +13,7 @@ VERBS = {
     "demo": "the whole chain on real recordings, in minutes; ends in an HTML report",
     "corpus": "prepare, audit, segment, split, stats, shard, synthesize",
     "pretrain": "train an encoder on unlabelled speech, from a recipe",
+    "adapt": "make a model good for languages and channels from their audio alone",
     "finetune": "train a task (asr, …) on a model, from labelled speech",
     "predict": "let a fine-tuned model transcribe or classify a corpus, and score it",
     "label": "make units for a corpus: features of a layer, or MFCC, and k-means",

@@ -140,6 +140,11 @@ def shipped_recipes() -> list[Path]:
     return sorted(RECIPES.rglob("*.toml"))
 
 
+def pretraining_recipes() -> list[Path]:
+    """Return those that `load_recipe` reads; the other folders' belong to verbs of their own and have sections of their own."""
+    return [path for path in shipped_recipes() if path.parent.name in ("pretrain", "demo")]
+
+
 def recipe_tree(path: Path, overrides: Sequence[str] = (), seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
     """Return the tree of a recipe with what it extends and what is overridden merged in."""
     if path.resolve() in seen:
