@@ -21,7 +21,9 @@ LEVELS = {
     "hub": 3,
     "training": 4,
     "evaluation": 4,
+    "adapt": 5,
     "benchmark": 5,
+    "labelling": 5,
     "cli": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
