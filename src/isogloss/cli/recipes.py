@@ -51,7 +51,9 @@ def copy_recipe(
 
 @app.command("check")
 def check_recipes(
-    recipes: Annotated[list[str] | None, typer.Argument(help="files or names; all shipped ones by default")] = None,
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="files or names; all shipped ones of pretraining by default")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
     ] = None,
@@ -61,14 +63,14 @@ def check_recipes(
     from rich.table import Table
 
     from isogloss.core.errors import ConfigError, IsoglossError
-    from isogloss.training.recipe import load_recipe, shipped_recipes
+    from isogloss.training.recipe import load_recipe, pretraining_recipes
     from isogloss.training.sizes import count_parameters
 
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "encoder (M)", "objective (M)", "seconds per update", "length", "verdict"):
         table.add_column(column, justify="right" if "(M)" in column else "left")
     faults = []
-    for name in recipes or [str(path) for path in shipped_recipes()]:
+    for name in recipes or [str(path) for path in pretraining_recipes()]:
         try:
             recipe = load_recipe(name, overrides or [])
             encoder, objective = count_parameters(recipe)
