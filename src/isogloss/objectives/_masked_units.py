@@ -123,9 +123,11 @@ class UnitHeads(nn.ModuleList):
         """Copy what a checkpoint has under our names, or under those of fairseq's HuBERT and WavLM for the last layer."""
         last = f"{prefix}{len(self) - 1}"
         foreign: dict[str, Tensor] = {}
+        sources: dict[str, str] = {}
         if "label_embeddings" in tensors:  # without them `project_context` is the head of another objective
             names = {"projection.weight": "project_context.weight", "projection.bias": "project_context.bias"}
             names["embeddings_CF"] = "label_embeddings"
+            sources = {f"{last}.{own}": name for own, name in names.items()}
             foreign = {f"{last}.{own}": tensors[name] for own, name in names.items() if name in tensors}
         report = HeadReport()
         for name, value in self.state_dict(prefix=prefix).items():
@@ -135,6 +137,8 @@ class UnitHeads(nn.ModuleList):
             if tensor is not None and tensor.shape == value.shape:
                 value.copy_(tensor)
                 report.taken.append(name)
+                if name not in tensors:
+                    report.sources.append(sources[name])
             else:
                 report.fresh.append(name)
         return report

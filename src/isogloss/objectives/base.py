@@ -30,10 +30,14 @@ __all__ = [
 
 @dataclass
 class HeadReport:
-    """Which heads an objective took from a foreign checkpoint, and which it had to initialise afresh."""
+    """Which heads an objective took from a foreign checkpoint, and which it had to initialise afresh.
+
+    `sources` are the checkpoint's names of what was taken where they are not the objective's own.
+    """
 
     taken: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
 
 @runtime_checkable

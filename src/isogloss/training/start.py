@@ -151,14 +151,13 @@ def start_learner(
     fresh = [name for name in taken.fresh if name in parameters]
     report.taken = [f"objective.{name}" for name in taken.taken]
     report.fresh = [f"encoder.{name}" for name in loaded.report.fresh] + [f"objective.{name}" for name in fresh]
-    report.unused = [f"objective.{name}" for name in sorted(set(loaded.head_tensors) - set(taken.taken))]
+    report.unused = [f"objective.{name}" for name in sorted(set(loaded.head_tensors) - {*taken.taken, *taken.sources})]
     if report.fresh:
         report.rule = objective.rebuild_heads(encoder, fresh)
     report.notes = list(loaded.report.notes)
     learner = Learner(encoder, objective)
     report.frozen = freeze(learner, start.frozen)
-    if edits is not None and edits.protected:
-        report.frozen = sorted({*report.frozen, *(f"encoder.{name}" for name in freeze_shared(encoder))})
+    report.frozen = sorted({*report.frozen, *(f"encoder.{name}" for name in freeze_shared(encoder))})
     return learner, report
 
 
