@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from lhotse import CutSet, fastcopy
 
-from isogloss.adapt.subnetwork import SubnetworkConfig, find_subnetworks
+from isogloss.adapt.subnetwork import Config as SubnetworkConfig
+from isogloss.adapt.subnetwork import find_subnetworks
 from isogloss.core.rng import derive_seed
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.core.vocabulary import ipa_segments
@@ -109,12 +110,12 @@ BUDGETS = {
         width=128,
         layers=4,
         warmup_updates=900,
-        updates=450,
+        updates=300,
         seconds_per_update=16.0,
         micro_batch_seconds=4.0,
         batches=40,
         probe_seconds=30.0,
-        arms=("dense", "one-hot", "adapters", "S3Net", "random masks", "one mask for all"),
+        arms=("dense", "S3Net", "random masks", "one-hot", "adapters"),
     ),
     "full": Budget(
         dict.fromkeys(SMALL_MINUTES, 600.0),
@@ -176,7 +177,7 @@ def divide(sources: Sequence[Path], budget: Budget, seed: int) -> Part:
     return part
 
 
-def recipe_tree(budget: Budget, corpus: Path, seed: int, updates: int) -> dict[str, Any]:
+def recipe_tree(budget: Budget, corpus: Path, seed: int, updates: int, lr: float) -> dict[str, Any]:
     """Return what all runs have in common."""
     return {
         "encoder": {
@@ -198,7 +199,7 @@ def recipe_tree(budget: Budget, corpus: Path, seed: int, updates: int) -> dict[s
             "max_seconds": budget.micro_batch_seconds,
             "num_workers": 0,
         },
-        "optim": {"lr": 1e-3, "clip": 1.0},
+        "optim": {"lr": lr, "clip": 1.0},
         "schedule": {"warmup": 0.1},
         "training": {"updates": updates, "seed": seed, "log_every": 50, "checkpoint_every": 300, "keep": 1},
     }
@@ -380,8 +381,8 @@ def main() -> None:
     minutes = {language: sum(cut.duration for cut in cuts) / 60 for language, cuts in part.train.items()}
     print({k: round(v, 1) for k, v in minutes.items()}, flush=True)
 
-    warm = run_arm(recipe_tree(budget, corpus, seed, budget.warmup_updates), out / "warm-up", "warm-up")
-    tree = {**recipe_tree(budget, corpus, seed, budget.updates), "encoder": {}, "objective": {}}  # the warm-up's
+    warm = run_arm(recipe_tree(budget, corpus, seed, budget.warmup_updates, 1e-3), out / "warm-up", "warm-up")
+    tree = {**recipe_tree(budget, corpus, seed, budget.updates, 2e-3), "encoder": {}, "objective": {}}  # the warm-up's
     scores = {"warm-up": score_arm(warm, part, out / "warm-up" / "scores.json")}
     for arm in budget.arms:
         folder = out / arm.replace(" ", "-")
@@ -422,7 +423,7 @@ def monolingual(
     for language in minutes:
         share = shares[language] / sum(shares.values())
         updates = max(20, round(share * (budget.warmup_updates + budget.updates)))
-        tree = recipe_tree(budget, corpus, seed, updates)
+        tree = recipe_tree(budget, corpus, seed, updates, 2e-3)
         tree["data"]["languages"] = [language]
         tree["objective"]["labels"] = labels
         model = run_arm(tree, out / language, language)

@@ -145,6 +145,50 @@ def test_masked_gradients_are_exactly_zero_and_the_others_those_of_a_pruned_mode
         torch.testing.assert_close(gradient[mask], expected[mask])
 
 
+WITH_BLOCKS = (
+    "wave-tiny",
+    "wavlm-tiny",
+    "data2vec2-tiny",
+    "spidr-tiny",
+    "mel-tiny",
+    "conformer-tiny",
+    "wave-conformer-tiny",
+)
+
+
+@pytest.mark.parametrize("name", WITH_BLOCKS)
+def test_every_kind_of_encoder_multiplies_by_the_edited_weight(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(preset(name)).eval()
+    plain = encoder(waveforms()).last.values_ND
+    install(encoder, MasksConfig(languages=LANGUAGES))
+    disturb(encoder)
+    select(encoder, 0)
+    masked = encoder(waveforms()).last.values_ND
+    assert not torch.allclose(masked, plain, atol=1e-3)
+    (masked * torch.linspace(-1, 1, masked.shape[1])).sum().backward()
+    for matrix_name, matrix in matrices(encoder).items():
+        assert isinstance(matrix.edit, WeightMask)
+        gradient = matrix.weight.grad
+        assert gradient is not None, matrix_name
+        assert torch.count_nonzero(gradient[~matrix.edit.mask(0)]) == 0, matrix_name
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.for_language("mdw")(waveforms()).last.values_ND, masked.detach())
+
+
+@pytest.mark.parametrize("make", [AdaptersConfig, GatesConfig, OneHotConfig, LoraConfig])
+@pytest.mark.parametrize("name", WITH_BLOCKS)
+def test_every_kind_of_encoder_takes_every_edit(name: str, make: Callable[..., EditsConfig]) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(preset(name)).eval()
+    plain = state(encoder)
+    install(encoder, make(languages=LANGUAGES))
+    select(encoder, 0)
+    assert torch.equal(state(encoder), plain)
+    disturb(encoder)
+    assert not torch.allclose(state(encoder), plain, atol=1e-3)
+
+
 def test_an_infinite_gradient_stays_out_of_masked_weights() -> None:
     edit = WeightMask(1, (2, 4))
     edit.write(0, torch.tensor([[True] * 4, [False] * 4]))

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from isogloss.adapt._edited import check_kind, corpus_languages, edited_start, edits_of_model, new_languages
 from isogloss.adapt._importance import (
     Scores,
     added,
@@ -25,21 +26,25 @@ from isogloss.adapt._importance import (
     taylor_scores,
 )
 from isogloss.adapt._pruning import Scope, keep_most_important
-from isogloss.core.config import Config
+from isogloss.adapt.base import MethodConfig
 from isogloss.core.errors import ConfigError
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import DataConfig
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import MasksConfig, install, matrices, row_of, with_languages
+from isogloss.hub.load import load_encoder
 from isogloss.nn.edits import WeightMask
+from isogloss.training.job import Job, build_job
+from isogloss.training.loop import train
 from isogloss.training.parallel import Learner
+from isogloss.training.recipe import Recipe
 
 Importance = Literal["taylor", "taylor-squared", "lottery", "magnitude", "shared", "random"]
 TrainAlone = Callable[[str], Encoder]  # a language → the encoder after some updates on it alone
 Say = Callable[[str], None]
 
 
-class SubnetworkConfig(Config):
+class Config(MethodConfig):
     """How sub-networks are found; prunable are the matrices of attention and feed-forward in the encoder's blocks.
 
     Norms, biases, convolutions, positions, quantizers and heads are shared by all languages and never pruned.
@@ -60,6 +65,7 @@ class SubnetworkConfig(Config):
         Of the batches that are scored, and of random masks.
     """
 
+    name: Literal["subnetwork"] = "subnetwork"
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.3
     importance: Importance = "taylor"
     scope: Scope = "tensor"
@@ -68,12 +74,39 @@ class SubnetworkConfig(Config):
     seed: Annotated[int, Field(ge=0)] = 1
 
 
+def build(recipe: Recipe, config: Config, run_dir: Path) -> Job:
+    """Return the job that trains the sub-networks; masks are found first, and kept with the dense weights in `run_dir/start`.
+
+    A model that has masks keeps them; languages that are new to it get masks of their own, and those that it knows are
+    protected: only weights that none of them uses are trained.
+    """
+    own = edits_of_model(recipe)
+    languages = corpus_languages(recipe)
+    train_alone = _train_alone(recipe, config, run_dir) if config.importance == "lottery" else None
+    if own is not None:
+        check_kind(own, MasksConfig(languages=own.languages))
+        languages = new_languages(recipe, own)
+        if not languages:
+            return build_job(recipe)
+
+    def edit(learner: Learner) -> None:
+        index = CorpusIndex.open(recipe.data.path)
+        learner.to(_device())
+        if own is None:
+            find_subnetworks(learner, index, recipe.data, languages, config, train_alone=train_alone)
+        else:
+            for language in languages:
+                add_subnetwork(learner, index, recipe.data, language, config, train_alone=train_alone)
+
+    return build_job(edited_start(recipe, run_dir, edit, protected=() if own is None else own.languages))
+
+
 def find_subnetworks(
     learner: Learner,
     index: CorpusIndex,
     data: DataConfig,
     languages: Sequence[str],
-    config: SubnetworkConfig,
+    config: Config,
     *,
     train_alone: TrainAlone | None = None,
     say: Say = lambda message: None,
@@ -100,7 +133,7 @@ def add_subnetwork(
     index: CorpusIndex,
     data: DataConfig,
     language: str,
-    config: SubnetworkConfig,
+    config: Config,
     *,
     train_alone: TrainAlone | None = None,
 ) -> None:
@@ -131,7 +164,7 @@ def _scorer(
     learner: Learner,
     index: CorpusIndex,
     data: DataConfig,
-    config: SubnetworkConfig,
+    config: Config,
     train_alone: TrainAlone | None,
 ) -> Callable[[str], Scores]:
     encoder = learner.encoder
@@ -151,6 +184,17 @@ def _scorer(
     return score
 
 
-def masked_start(folder: Path) -> Path:
-    """Return where a run keeps the dense model with its fresh masks, from which it trains on."""
-    return folder / "start"
+def _train_alone(recipe: Recipe, config: Config, run_dir: Path) -> TrainAlone:
+    """Return what trains the dense model on one language from where the recipe starts."""
+
+    def alone(language: str) -> Encoder:
+        training = recipe.training.model_copy(update={"updates": config.alone_updates, "passes": None, "hours": None})
+        data = recipe.data.model_copy(update={"languages": [language]})
+        own = recipe.model_copy(update={"training": training, "data": data})
+        return load_encoder(train(own, run_dir / "alone" / language).model_dir)
+
+    return alone
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -28,11 +28,13 @@ MARK = ".edit."  # in the name of every tensor that belongs to an edit
 class _Languages(Config):
     """The languages, in the order of the rows (those of the corpus where none are given).
 
-    Training leaves rows and weights of `protected` ones as they are: what is shared is frozen then.
+    With `freeze_shared` only what belongs to single languages is trained: rows, and with masks the matrices. Training leaves
+    rows and weights of `protected` languages as they are; what is shared is frozen then too.
     """
 
     languages: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
+    freeze_shared: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> _Languages:
@@ -226,7 +228,9 @@ def remove(encoder: Encoder) -> None:
 
 
 def freeze_shared(encoder: Encoder) -> list[str]:
-    """Take out of training whatever no single language owns, and return the names; done where languages are protected."""
+    """Take out of training whatever no single language owns, where the edits ask for it, and return the names."""
+    if encoder.edits is None or not (encoder.edits.protected or encoder.edits.freeze_shared):
+        return []
     own = {id(parameter) for parameter, _ in owned(encoder)}
     names = [name for name, parameter in encoder.named_parameters() if id(parameter) not in own]
     for name in names:

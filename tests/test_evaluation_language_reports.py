@@ -1,0 +1,89 @@
+"""Reports by language: signs, groups, intervals, and figures that planted effects must show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from isogloss.core.errors import DataError
+from isogloss.evaluation.language_reports import (
+    LanguageCounts,
+    difference,
+    forgetting,
+    gain_by_hours,
+    mean_difference,
+    transfer_and_interference,
+)
+
+NAMES = tuple("abcdefgh")
+
+
+def system(rates: dict[str, float], seed: int = 0, utterances: int = 120) -> dict[str, LanguageCounts]:
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name, error in rates.items():
+        tokens = rng.integers(10, 30, utterances)
+        result[name] = LanguageCounts(np.stack([rng.binomial(tokens, error), tokens], 1).astype(float))
+    return result
+
+
+def rate(counts: LanguageCounts) -> float:
+    return float(counts.counts_U2[:, 0].sum() / counts.counts_U2[:, 1].sum())
+
+
+def test_gains_fall_with_hours_where_they_were_planted_so() -> None:
+    before = system(dict.fromkeys(NAMES, 0.5))
+    after = system({name: 0.2 + 0.04 * i for i, name in enumerate(NAMES)})
+    hours = {name: float(2**i) for i, name in enumerate(NAMES)}
+    found = gain_by_hours(before, after, hours, resamples=400)
+    assert found.correlation.value == pytest.approx(-1.0, abs=0.05)
+    assert found.correlation.high < -0.5
+    assert found.correlation.unit == "language"
+    assert found.gains["a"].value == pytest.approx(rate(before["a"]) - rate(after["a"]))
+    assert found.gains["a"].low > 0.2
+    noise = gain_by_hours(before, system(dict.fromkeys(NAMES, 0.5), seed=9), hours, resamples=400)
+    assert noise.correlation.low < 0 < noise.correlation.high
+
+
+def test_transfer_and_interference_stay_apart() -> None:
+    mono = system({"a": 0.6, "b": 0.6, "c": 0.3, "d": 0.3})
+    multi = system({"a": 0.4, "b": 0.4, "c": 0.4, "d": 0.4}, seed=1)
+    adapted = system({"a": 0.4, "b": 0.4, "c": 0.3, "d": 0.3}, seed=2)
+    report = transfer_and_interference(
+        mono, multi, adapted, {"a": True, "b": True, "c": False, "d": False}, resamples=400
+    )
+    assert report.transfer is not None
+    assert report.interference is not None
+    assert report.transfer.languages == ("a", "b")
+    assert report.transfer.shared.low > 0.1
+    assert not report.transfer.adapted.is_clear_of(0.0)
+    assert report.interference.shared.high < -0.05
+    assert report.interference.adapted.low > 0.05
+    alone = transfer_and_interference(mono, multi, adapted, dict.fromkeys("abcd", True), resamples=100)
+    assert alone.interference is None
+
+
+def test_differences_are_paired_and_languages_count_the_same() -> None:
+    first = system({"a": 0.5, "b": 0.2})
+    assert difference(first["a"], first["a"]).sd == 0.0
+    small = LanguageCounts(first["b"].counts_U2[:10])
+    second = {"a": LanguageCounts(first["a"].counts_U2 * [0, 1]), "b": LanguageCounts(small.counts_U2 * [0, 1])}
+    found = mean_difference({"a": first["a"], "b": small}, second, ["a", "b"], resamples=200)
+    assert found.value == pytest.approx((rate(first["a"]) + rate(small)) / 2)
+    assert found.low < found.value < found.high
+
+
+def test_forgetting_is_positive_where_errors_rose() -> None:
+    before = system({"a": 0.3, "b": 0.3})
+    after = {"adapted to a": system({"a": 0.2, "b": 0.5}, seed=3)}
+    table = forgetting(before, after, resamples=300)
+    assert table["adapted to a"]["b"].low > 0.1
+    assert table["adapted to a"]["a"].high < 0.0
+
+
+def test_systems_must_have_the_same_languages() -> None:
+    whole, part = system(dict.fromkeys("abcd", 0.5)), system(dict.fromkeys("abc", 0.5))
+    with pytest.raises(DataError, match="`d` is missing"):
+        gain_by_hours(whole, part, dict.fromkeys("abcd", 1.0))
+    with pytest.raises(DataError, match="needs four"):
+        gain_by_hours(part, part, dict.fromkeys("abc", 1.0))
