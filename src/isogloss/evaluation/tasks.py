@@ -16,6 +16,7 @@ from isogloss.core.rng import derive_seed
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.data.audio import read_audio
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import row_of, select
 from isogloss.evaluation.bootstrap import bootstrap
 from isogloss.evaluation.features import Progress
 from isogloss.evaluation.labels import alignment_kind
@@ -39,14 +40,19 @@ class TaskResult:
 
 
 def load_task(folder: Path | str) -> tuple[Encoder, Task]:
-    """Open a fine-tuned model; `CheckpointError` for a model that was not fine-tuned."""
+    """Open a fine-tuned model, or one that was pretrained by CTC: that transcribes as it is.
+
+    `CheckpointError` for a model that does neither.
+    """
     loaded = load_model(folder)
-    if loaded.task is None:
+    found = loaded.task
+    if found is None and (loaded.objective_tree or {}).get("name") == "ctc":
+        found = ({"name": "asr", "labels": (loaded.objective_tree or {})["labels"]}, loaded.head_tensors)
+    if found is None:
         raise CheckpointError(f"{folder}: holds an encoder and no task; fine-tune it first with `isogloss finetune`")
-    tree, tensors = loaded.task
-    task = build_task(tree, loaded.encoder)
+    task = build_task(found[0], loaded.encoder)
     try:
-        task.load_state_dict(tensors)
+        task.load_state_dict({"progress": task.progress, **found[1]})
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the task's tensors do not fit its configuration: {error}") from None
     return loaded.encoder.eval(), task.eval()
@@ -58,7 +64,7 @@ def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Pro
     device = next(encoder.parameters()).device
     predictions: dict[str, str] = {}
     done = 0.0
-    for group in _groups(sorted(cuts, key=lambda cut: -cut.duration)):
+    for group in _by_language(encoder, cuts):
         kept, waves = [], []
         for cut in group:
             wave_T = torch.from_numpy(read_audio(cut, sample_rate=encoder.sample_rate))
@@ -137,10 +143,22 @@ def write_predictions(path: Path, result: TaskResult) -> None:
             file.write(json.dumps({"id": name, "text": text, "speaker": speaker}, ensure_ascii=False) + "\n")
 
 
+def _by_language(encoder: Encoder, cuts: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield groups of similar lengths; an encoder that depends on the language is set to that of each group before it comes."""
+    if encoder.edits is None:
+        yield from _groups(cuts)
+        return
+    languages = [cut.supervisions[0].language if cut.supervisions else None for cut in cuts]
+    for language in sorted(set(languages), key=str):
+        select(encoder, row_of(encoder, language))
+        yield from _groups([cut for cut, own in zip(cuts, languages, strict=True) if own == language])
+    select(encoder, None)
+
+
 def _groups(cuts: Sequence[Any]) -> Iterator[list[Any]]:
     group: list[Any] = []
     seconds = 0.0
-    for cut in cuts:
+    for cut in sorted(cuts, key=lambda cut: -cut.duration):
         if group and seconds + cut.duration > BATCH_SECONDS:
             yield group
             group, seconds = [], 0.0
