@@ -93,6 +93,7 @@ ARMS = {
     "adapters": {"kind": "adapters", "bottleneck": 16},
     "lora": {"kind": "lora", "rank": 4, "alpha": 8.0},
 }
+ALONE = "monolingual"
 MASKED = {
     "S3Net": "taylor",
     "S3Net (squared)": "taylor-squared",
@@ -128,7 +129,7 @@ BUDGETS = {
         micro_batch_seconds=12.0,
         batches=200,
         probe_seconds=60.0,
-        arms=(*ARMS, *MASKED),
+        arms=(*ARMS, *MASKED, ALONE),
     ),
 }
 
@@ -229,7 +230,7 @@ def masked_start(tree: dict[str, Any], model: Path, out: Path, config: Subnetwor
         own["training"] = {**tree["training"], "updates": config.alone_updates}
         return load_model(run_arm(own, out.parent / "alone" / language, language)).encoder
 
-    find_subnetworks(learner, index, recipe.data, sorted(index.language_names), config, train_alone=alone)
+    find_subnetworks(learner, recipe, sorted(index.language_names), config, train_alone=alone)
     assert isinstance(learner.objective, Objective)
     save_model(out, learner.encoder, learner.objective, {"subnetworks": config.model_dump(mode="json")})
     return out
@@ -385,6 +386,9 @@ def main() -> None:
     tree = {**recipe_tree(budget, corpus, seed, budget.updates, 2e-3), "encoder": {}, "objective": {}}  # the warm-up's
     scores = {"warm-up": score_arm(warm, part, out / "warm-up" / "scores.json")}
     for arm in budget.arms:
+        if arm == ALONE:
+            scores[arm] = monolingual(budget, corpus, part, minutes, out / arm, seed, warm)
+            continue
         folder = out / arm.replace(" ", "-")
         folder.mkdir(exist_ok=True)
         start, edits = warm, ARMS.get(arm, {})
@@ -399,7 +403,6 @@ def main() -> None:
         own = {**tree, "start": {"model": str(start)}, **({"edits": edits} if edits else {})}
         scores[arm] = score_arm(run_arm(own, folder, arm), part, folder / "scores.json")
         print(arm, round(np.mean([rate(c) for c in counts_of(scores[arm]).values()]), 4), flush=True)
-    scores["monolingual"] = monolingual(budget, corpus, part, minutes, out / "monolingual", seed, warm)
     s3net = out / "S3Net"
     wrong = matrix(out / "wrong.json", lambda: wrong_masks(s3net / "model", part, budget.probe_seconds))
     hurt = matrix(out / "lesions.json", lambda: lesions(s3net / "start", part, budget.probe_seconds, seed))
@@ -474,7 +477,7 @@ def report(
         cost = scores[arm]["costs"].values()
         weights = scores[arm]["weights"]
         cells.append(f"{np.mean([c['active'] for c in cost]) if cost else weights:,.0f}")
-        stored = np.mean([c["stored_bytes"] for c in cost]) if cost else 4.0 * weights if arm == "monolingual" else 0.0
+        stored = np.mean([c["stored_bytes"] for c in cost]) if cost else 4.0 * weights if arm == ALONE else 0.0
         cells.append(f"{stored / 1000:,.1f} kB")
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
@@ -494,7 +497,8 @@ def report(
         + "; ".join(f"{n} {percent(mean_difference(counts['S3Net'], counts[arm], own))}" for n, own in groups.items())
         for arm in others
     ]
-    lines += ["", "## Transfer and interference", "", *transfer_lines(scores, counts)]
+    if ALONE in counts:
+        lines += ["", "## Transfer and interference", "", *transfer_lines(scores, counts)]
     gained = gain_by_hours(counts["dense"], counts["S3Net"], {k: v / 60 for k, v in minutes.items()})
     lines += [
         "",
@@ -514,11 +518,11 @@ def percent(estimate: Estimate) -> str:
 
 def transfer_lines(scores: Mapping[str, Any], counts: Mapping[str, dict[str, LanguageCounts]]) -> list[str]:
     """Tell both groups of languages apart, by the development set."""
-    mono, multi = counts_of(scores["monolingual"], "dev"), counts_of(scores["dense"], "dev")
+    mono, multi = counts_of(scores[ALONE], "dev"), counts_of(scores["dense"], "dev")
     helped = {language: rate(multi[language]) < rate(mono[language]) for language in mono}
     lines = []
-    for arm in [arm for arm in counts if arm not in ("dense", "monolingual", "warm-up")]:
-        found = transfer_and_interference(counts["monolingual"], counts["dense"], counts[arm], helped)
+    for arm in [arm for arm in counts if arm not in ("dense", ALONE, "warm-up")]:
+        found = transfer_and_interference(counts[ALONE], counts["dense"], counts[arm], helped)
         for name, group in (("transfer", found.transfer), ("interference", found.interference)):
             if group is not None:
                 lines.append(

@@ -16,13 +16,12 @@ from isogloss.adapt.subnetwork import Config as SubnetworkConfig
 from isogloss.adapt.subnetwork import add_subnetwork, find_subnetworks
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError, DataError
-from isogloss.data.index import CorpusIndex
-from isogloss.data.loader import DataConfig
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import matrices, split_rows
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.subnetworks import kinship, lesioned, mask_overlap, masks_of, relatedness, spearman
 from isogloss.training.parallel import Learner
+from isogloss.training.recipe import Recipe, parse_recipe
 from small_corpus import speech_corpus
 
 LANGUAGES = ("a", "b", "c")
@@ -33,15 +32,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return speech_corpus(tmp_path_factory.mktemp("corpus"), [9000 + 500 * i for i in range(12)], languages="abc")
 
 
-def data_of(corpus: Path) -> DataConfig:
-    return DataConfig(
-        path=str(corpus),
-        seconds_per_update=3.0,
-        micro_batch_seconds=1.5,
-        max_seconds=1.0,
-        min_seconds=0.1,
-        num_workers=0,
-    )
+def recipe_of(corpus: Path) -> Recipe:
+    tree = {
+        "encoder": {"preset": "wave-tiny"},
+        "objective": {"name": "wav2vec2"},
+        "data": {
+            "path": str(corpus),
+            "seconds_per_update": 3.0,
+            "micro_batch_seconds": 1.5,
+            "max_seconds": 1.0,
+            "min_seconds": 0.1,
+            "num_workers": 0,
+        },
+        "training": {"updates": 1},
+    }
+    return parse_recipe(tree, "test")
 
 
 def learner() -> Learner:
@@ -53,7 +58,7 @@ def learner() -> Learner:
 def find(corpus: Path, **settings: Any) -> Learner:
     dense = learner()
     config = SubnetworkConfig.model_validate({"batches": 3, **settings})
-    find_subnetworks(dense, CorpusIndex.open(corpus), data_of(corpus), LANGUAGES, config)
+    find_subnetworks(dense, recipe_of(corpus), LANGUAGES, config)
     return dense
 
 
@@ -83,7 +88,7 @@ def test_equal_scores_are_told_apart_by_their_place() -> None:
 
 def test_scores_are_sums_over_batches_of_what_a_slow_oracle_finds(corpus: Path) -> None:
     model = learner()
-    batches = list(language_batches(CorpusIndex.open(corpus), data_of(corpus), model.encoder, "b", count=3, seed=1))
+    batches = list(language_batches(recipe_of(corpus), model, "b", count=3))
     assert len(batches) == 3
     assert {language for batch in batches for language in batch.languages} == {"b"}
     for power in (1, 2):
@@ -112,7 +117,7 @@ def test_scores_are_sums_over_batches_of_what_a_slow_oracle_finds(corpus: Path) 
 
 def test_scores_do_not_depend_on_the_number_of_ranks(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = learner()
-    batches = list(language_batches(CorpusIndex.open(corpus), data_of(corpus), model.encoder, "a", count=4, seed=1))
+    batches = list(language_batches(recipe_of(corpus), model, "a", count=4))
     whole = taylor_scores(model, batches, 1)
     parts = []
     for rank in range(2):
@@ -153,13 +158,13 @@ def test_lottery_masks_are_those_of_the_weights_after_training_alone_and_the_wei
         return trained[language]
 
     model, config = learner(), SubnetworkConfig(importance="lottery", sparsity=0.5)
-    find_subnetworks(model, CorpusIndex.open(corpus), data_of(corpus), LANGUAGES, config, train_alone=alone)
+    find_subnetworks(model, recipe_of(corpus), LANGUAGES, config, train_alone=alone)
     for name, matrix in matrices(model.encoder).items():
         assert torch.equal(matrix.weight, matrices(learner().encoder)[name].weight)
         mask, size = masks_of(model.encoder)[name].mask(1), matrices(trained["b"])[name].weight.abs()
         assert size[~mask].max() <= size[mask].min()
     with pytest.raises(ConfigError, match="each language alone"):
-        find_subnetworks(learner(), CorpusIndex.open(corpus), data_of(corpus), LANGUAGES, config)
+        find_subnetworks(learner(), recipe_of(corpus), LANGUAGES, config)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5])
@@ -189,11 +194,11 @@ def test_overlap_is_what_sets_say(corpus: Path) -> None:
 
 def test_a_language_added_later_leaves_weights_and_masks_of_the_others_bit_equal(corpus: Path) -> None:
     model, config = learner(), SubnetworkConfig(batches=2)
-    index, data = CorpusIndex.open(corpus), data_of(corpus)
-    find_subnetworks(model, index, data, ("a", "b"), config)
+    recipe = recipe_of(corpus)
+    find_subnetworks(model, recipe, ("a", "b"), config)
     before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items() if ".edit." not in name}
     rows = {name: row.clone() for name, row in split_rows(model.encoder).items()}
-    add_subnetwork(model, index, data, "c", config)
+    add_subnetwork(model, recipe, "c", config)
     assert model.encoder.edits is not None
     assert model.encoder.edits.languages == ("a", "b", "c")
     after = model.encoder.state_dict()
@@ -201,7 +206,7 @@ def test_a_language_added_later_leaves_weights_and_masks_of_the_others_bit_equal
     assert all(torch.equal(split_rows(model.encoder)[name], row) for name, row in rows.items())
     assert mask_overlap(model.encoder).sparsity_L == pytest.approx([0.3] * 3, abs=1e-3)
     with pytest.raises(ConfigError, match="cannot be `shared`"):
-        add_subnetwork(model, index, data, "c", SubnetworkConfig(importance="shared"))
+        add_subnetwork(model, recipe, "c", SubnetworkConfig(importance="shared"))
 
 
 def test_lesions_take_what_only_one_language_uses(corpus: Path) -> None:

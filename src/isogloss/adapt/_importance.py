@@ -18,10 +18,11 @@ from isogloss.core.errors import ConfigError
 from isogloss.core.rng import generator
 from isogloss.core.types import SpeechBatch
 from isogloss.data.index import CorpusIndex
-from isogloss.data.loader import DataConfig, SpeechLoader
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import matrices, select
+from isogloss.training.job import open_loader
 from isogloss.training.parallel import Learner
+from isogloss.training.recipe import Recipe
 
 Scores = dict[str, Tensor]  # name of a matrix → importance of each of its weights, float64, O×D, on the CPU
 
@@ -54,21 +55,13 @@ def taylor_scores(learner: Learner, batches: Iterable[SpeechBatch], power: Liter
     return {name: dist.sum_over_ranks(total).cpu() for name, total in zip(found, sums, strict=True)}
 
 
-def language_batches(
-    index: CorpusIndex, data: DataConfig, encoder: Encoder, language: str, count: int, seed: int
-) -> Iterator[SpeechBatch]:
-    """Yield the first `count` micro-batches of a stream of one language; every rank gets all of them."""
-    settings = data.model_copy(
+def language_batches(recipe: Recipe, learner: Learner, language: str, count: int) -> Iterator[SpeechBatch]:
+    """Yield the first `count` micro-batches of one language, as a recipe has them; every rank gets all of them."""
+    data = recipe.data.model_copy(
         update={"languages": [language], "language_temperature": 1.0, "bins_multiple_of": 1, "num_workers": 0}
     )
-    loader = SpeechLoader(
-        index,
-        settings,
-        seed=seed,
-        prepare=encoder.prepare if encoder.normalizes_waveform else None,
-        num_frames=encoder.num_frames,
-        grouping="language",
-    )
+    index = CorpusIndex.open(data.path)
+    loader = open_loader(recipe.model_copy(update={"data": data}), index, learner, grouping="language")
     yield from islice((batch for update in loader for batch in update.micro_batches), count)
 
 

@@ -28,8 +28,6 @@ from isogloss.adapt._importance import (
 from isogloss.adapt._pruning import Scope, keep_most_important
 from isogloss.adapt.base import MethodConfig
 from isogloss.core.errors import ConfigError
-from isogloss.data.index import CorpusIndex
-from isogloss.data.loader import DataConfig
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import MasksConfig, install, matrices, row_of, with_languages
 from isogloss.hub.load import load_encoder
@@ -62,7 +60,7 @@ class Config(MethodConfig):
     alone_updates
         Updates on each language alone, for "lottery".
     seed
-        Of the batches that are scored, and of random masks.
+        Of random masks.
     """
 
     name: Literal["subnetwork"] = "subnetwork"
@@ -90,21 +88,19 @@ def build(recipe: Recipe, config: Config, run_dir: Path) -> Job:
             return build_job(recipe)
 
     def edit(learner: Learner) -> None:
-        index = CorpusIndex.open(recipe.data.path)
         learner.to(_device())
         if own is None:
-            find_subnetworks(learner, index, recipe.data, languages, config, train_alone=train_alone)
+            find_subnetworks(learner, recipe, languages, config, train_alone=train_alone)
         else:
             for language in languages:
-                add_subnetwork(learner, index, recipe.data, language, config, train_alone=train_alone)
+                add_subnetwork(learner, recipe, language, config, train_alone=train_alone)
 
     return build_job(edited_start(recipe, run_dir, edit, protected=() if own is None else own.languages))
 
 
 def find_subnetworks(
     learner: Learner,
-    index: CorpusIndex,
-    data: DataConfig,
+    recipe: Recipe,
     languages: Sequence[str],
     config: Config,
     *,
@@ -113,10 +109,11 @@ def find_subnetworks(
 ) -> None:
     """Give a dense learner's encoder a mask for each language; its weights are not changed.
 
-    The learner is whole on every rank, and the masks are the same on any number of ranks. `train_alone` is needed for the
+    `recipe` says which corpus is scored and how its batches are made. The learner is whole on every rank, and the masks are the
+    same on any number of ranks. `train_alone` is needed for the
     lottery tickets. Raises `ConfigError` for a language that the corpus lacks.
     """
-    score = _scorer(learner, index, data, config, train_alone)
+    score = _scorer(learner, recipe, config, train_alone)
     one_for_all = config.importance in ("shared", "magnitude")
     if one_for_all:
         masks = keep_most_important(added(score(language) for language in languages), config.sparsity, config.scope)
@@ -130,8 +127,7 @@ def find_subnetworks(
 
 def add_subnetwork(
     learner: Learner,
-    index: CorpusIndex,
-    data: DataConfig,
+    recipe: Recipe,
     language: str,
     config: Config,
     *,
@@ -144,9 +140,7 @@ def add_subnetwork(
     """
     if config.importance in ("shared", "magnitude"):
         raise ConfigError(f"a mask of one language cannot be `{config.importance}`; try taylor, lottery or random")
-    masks = keep_most_important(
-        _scorer(learner, index, data, config, train_alone)(language), config.sparsity, config.scope
-    )
+    masks = keep_most_important(_scorer(learner, recipe, config, train_alone)(language), config.sparsity, config.scope)
     with_languages(learner.encoder, [language])
     write_masks(learner.encoder, language, masks)
 
@@ -162,8 +156,7 @@ def write_masks(encoder: Encoder, language: str, masks: dict[str, torch.Tensor])
 
 def _scorer(
     learner: Learner,
-    index: CorpusIndex,
-    data: DataConfig,
+    recipe: Recipe,
     config: Config,
     train_alone: TrainAlone | None,
 ) -> Callable[[str], Scores]:
@@ -178,7 +171,7 @@ def _scorer(
             return magnitude_scores(encoder)
         if config.importance == "lottery" and train_alone is not None:
             return magnitude_scores(train_alone(language))
-        batches = language_batches(index, data, encoder, language, config.batches, config.seed)
+        batches = language_batches(recipe, learner, language, config.batches)
         return taylor_scores(learner, batches, 2 if config.importance == "taylor-squared" else 1)
 
     return score
