@@ -1,4 +1,4 @@
-"""Read fairseq's wav2vec 2.0, XLSR, XLS-R and HuBERT files, pretrained or fine-tuned, without running anything in them."""
+"""Read fairseq's wav2vec 2.0, XLSR, XLS-R, HuBERT, WavLM, UniSpeech(-SAT) and data2vec files without running anything in them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from isogloss.core.config import parse
 from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.encoders.wave import WaveConfig
+from isogloss.hub._fairseq_wav2vec import is_wav2vec, read_wav2vec
 from isogloss.hub.loaded import Found, LoadReport
 from isogloss.hub.names import FAIRSEQ, FAIRSEQ_HEADS, plain_to_own
 from isogloss.hub.unpickle import Inert, StoredTensor, read_torch_file
@@ -30,11 +31,14 @@ def read_fairseq(path: Path) -> Found:
     if not isinstance(model, dict):
         raise CheckpointError(f"{path}: a fairseq file holds `model`, and this one does not")
     foreign = {str(name): value.tensor().clone() for name, value in model.items() if isinstance(value, StoredTensor)}
+    if is_wav2vec(foreign):
+        return read_wav2vec(foreign, _settings(content), path)
     report = LoadReport("fairseq")
     plain, heads = _translate(foreign)
-    if "convolutions.convs.0.weight" not in plain or "position.direction" not in plain:
+    if "convolutions.convs.0.weight" not in plain or not plain.keys() & {"position.direction", "position.weights.0"}:
         raise CheckpointError(
-            f"{path}: no convolutions and positional convolution under fairseq's names; usually because it is not wav2vec 2.0 or HuBERT"
+            f"{path}: no convolutions and positional convolution under fairseq's names; usually because it is none of wav2vec "
+            "2.0, HuBERT, WavLM, UniSpeech and data2vec"
         )
     config = _wave_config(plain, _settings(content), path)
     if "projection.weight" not in plain and config.width == config.conv_channels[-1]:
@@ -43,6 +47,8 @@ def read_fairseq(path: Path) -> Found:
         report.notes.append("the file has no projection; it is the identity")
     if config.conv_norm == "group":
         plain.pop("convolutions.convs.0.bias", None)
+    if config.position == "conv_stack":
+        heads = _data2vec_heads(heads, model.get("_ema"))
     return Found(config, plain_to_own(plain), heads, report)
 
 
@@ -63,10 +69,21 @@ def _translate(foreign: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return plain, heads
 
 
+def _data2vec_heads(heads: Mapping[str, Tensor], averaged: Any) -> dict[str, Tensor]:
+    """Name the regression layer as our objective does, and the teacher: the averaged transformer, without the frontend."""
+    named = {name.replace("project_context.", "project."): tensor for name, tensor in heads.items()}
+    if isinstance(averaged, dict):
+        stored = {f"encoder.{name}": value for name, value in averaged.items() if isinstance(value, StoredTensor)}
+        plain = {own: value.tensor().float() for name, value in stored.items() if (own := FAIRSEQ.to_own(name))}
+        named |= {f"teacher.model.{own}": tensor for own, tensor in plain_to_own(plain).items()}
+    return named
+
+
 def _wave_config(plain: Mapping[str, Tensor], settings: Mapping[str, Any], path: Path) -> WaveConfig:
     convs = sorted(int(m[1]) for name in plain if (m := re.fullmatch(r"convolutions\.convs\.(\d+)\.weight", name)))
     weights = [plain[f"convolutions.convs.{i}.weight"] for i in convs]
-    direction, up = plain["position.direction"], plain.get("layers.0.ffn.up.weight")
+    stack = sorted(name for name in plain if re.fullmatch(r"position\.weights\.\d+", name))
+    direction, up = plain[stack[0] if stack else "position.direction"], plain.get("layers.0.ffn.up.weight")
     if any(weight.dim() != 3 for weight in [*weights, direction]) or up is None or up.dim() != 2:
         raise CheckpointError(f"{path}: its convolutions or layers have unknown shapes")
     conv_norm = "layer" if "convolutions.norms.1.weight" in plain else "group"
@@ -87,9 +104,12 @@ def _wave_config(plain: Mapping[str, Tensor], settings: Mapping[str, Any], path:
         "num_layers": len({name.split(".")[1] for name in plain if name.startswith("layers.")}),
         "num_heads": heads,
         "ffn_width": up.shape[0],
-        "norm_first": settings.get("layer_norm_first", conv_norm == "layer"),
+        "norm_first": settings.get("layer_norm_first", conv_norm == "layer" and not stack),
         "position_kernel": direction.shape[2],
         "position_groups": width // max(direction.shape[1], 1),
+        "position": "conv_stack" if stack else "conv",
+        "position_layers": max(len(stack), 1),
+        "relative": _relative(plain, settings),
         "normalize_waveform": bool(settings.get("normalize", conv_norm == "layer")),
         "feature_gradient_scale": settings.get("feature_grad_mult", 0.1 if conv_norm == "group" else 1.0) or 1.0,
     }
@@ -105,6 +125,14 @@ def _wave_config(plain: Mapping[str, Tensor], settings: Mapping[str, Any], path:
         return parse(WaveConfig, tree, str(path))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+
+
+def _relative(plain: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    table = plain.get("relative.weight")
+    if table is None:
+        return None
+    # 800 in every released file; fairseq's class would take 1280 where nothing is said.
+    return {"kind": "gated", "num_buckets": len(table), "max_distance": settings.get("max_distance", 800)}
 
 
 def _strides(layers: Any, kernels: tuple[int, ...], path: Path) -> tuple[int, ...]:

@@ -37,6 +37,13 @@ FAIRSEQ = KeyMap(
         *both("encoder.layers.{i}.self_attn.k_proj", "layers.{i}.attention.k"),
         *both("encoder.layers.{i}.self_attn.v_proj", "layers.{i}.attention.v"),
         *both("encoder.layers.{i}.self_attn.out_proj", "layers.{i}.attention.out"),
+        # WavLM
+        *both("encoder.layers.{i}.self_attn.grep_linear", "layers.{i}.attention.relative.gate"),
+        Rule("encoder.layers.{i}.self_attn.grep_a", "layers.{i}.attention.relative.scale_H"),
+        Rule("encoder.layers.0.self_attn.relative_attention_bias.weight", "relative.weight"),
+        # data2vec
+        Rule("encoder.pos_conv.{i}.0.weight", "position.weights.{i}"),
+        Rule("encoder.pos_conv.{i}.0.bias", "position.biases.{i}"),
         *both("encoder.layers.{i}.self_attn_layer_norm", "layers.{i}.attention_norm"),
         *both("encoder.layers.{i}.fc1", "layers.{i}.ffn.up"),
         *both("encoder.layers.{i}.fc2", "layers.{i}.ffn.down"),
@@ -51,6 +58,8 @@ FAIRSEQ_HEADS = KeyMap(
         *both("project_q", "project_targets"),
         *both("final_proj", "project_context"),
         Rule("label_embs_concat", "label_embeddings"),
+        *both("speaker_proj", "project_speaker"),  # UniSpeech-SAT
+        *both("layer_norm_for_extract", "middle_norm"),
     ]
 )
 

@@ -26,8 +26,10 @@ def encode_labels(vocabulary: Vocabulary, batch: SpeechBatch) -> list[Tensor | N
     return [None if content is None else vocabulary.encode(content) for content in contents]
 
 
-def transcript_loss(logits: Packed, labels_B: list[Tensor | None]) -> LossTerms:
+def transcript_loss(logits: Packed, labels_B: list[Tensor | None], *, weights_B: Tensor | None = None) -> LossTerms:
     """Return the CTC loss summed over the utterances that have labels and room for them; blank is class 0.
+
+    `weights_B` multiplies the loss of each utterance.
 
     `num_targets` counts their symbols. Metrics: `error_rate` of the greedy decoding against the labels, and the shares of
     utterances that were left out: `unlabelled` (no label, or an empty one) and `too_long` (fewer frames than symbols and
@@ -42,7 +44,10 @@ def transcript_loss(logits: Packed, labels_B: list[Tensor | None]) -> LossTerms:
     if kept:
         targets = Packed.from_list([u for i in kept if (u := labels_B[i]) is not None])
         chosen = Packed.from_list([parts[i] for i in kept])
-        total = total + ctc_loss(chosen, targets.to(device), blank=BLANK).sum()
+        losses_B = ctc_loss(chosen, targets.to(device), blank=BLANK)
+        if weights_B is not None:
+            losses_B = losses_B * weights_B[kept].to(losses_B)
+        total = total + losses_B.sum()
         num_symbols = len(targets.values_ND)
         guesses = greedy_decode(Packed(chosen.values_ND.detach(), chosen.lengths_B), blank=BLANK)
         errors = sum(edit_distance(u.tolist(), g) for u, g in zip(targets.split(), guesses, strict=True))

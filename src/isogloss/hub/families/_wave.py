@@ -47,8 +47,8 @@ QUANTIZER = [
     Rule("quantizer.codevectors", "quantizer.codebook"),
     *both("quantizer.weight_proj", "quantizer.logits"),
     *both("project_q", "project_targets"),
-    *both("project_hid", "project_context"),
 ]
+CONTEXT = both("project_hid", "project_context")
 
 _REQUIRED = {
     "hidden_act": "gelu",

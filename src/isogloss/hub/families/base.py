@@ -88,6 +88,9 @@ class Family:
     beside: tuple[str, ...] = ()
     use: str = USE
     padding_note: Callable[[Any], str] = lambda config: ""
+    objectives: frozenset[str] = (
+        frozenset()
+    )  # whose encoders are written as this family, though no class has their heads
 
     def head_class(self, objective_tree: Mapping[str, Any] | None) -> HeadClass | None:
         """Return the class that has the heads of an objective."""
@@ -114,8 +117,8 @@ def find_family(model_type: Any, where: Path) -> Family:
 def family_for(encoder: Encoder, objective_tree: Mapping[str, Any] | None) -> tuple[Family, dict[str, Any]]:
     """Return the family to write an encoder as, and its `config.json`.
 
-    Among the families that compute this encoder, one with a class for the objective's heads is taken, otherwise wav2vec 2.0
-    (which most tools know), otherwise the first by name.
+    Among the families that compute this encoder, one with a class for the objective's heads is taken, otherwise one that
+    names the objective, otherwise wav2vec 2.0 (which most tools know), otherwise the first by name.
     """
     families = [_family(name) for name in names_in(_PACKAGE)]
     fitting = [(family, tree) for family in families if (tree := family.write_config(encoder.config)) is not None]
@@ -124,7 +127,13 @@ def family_for(encoder: Encoder, objective_tree: Mapping[str, Any] | None) -> tu
             f"this encoder is `{encoder.config.model_dump()['kind']}`, for which transformers has no class; keep its isogloss "
             "folder, which `isogloss.load_encoder` opens"
         )
-    return min(fitting, key=lambda pair: (pair[0].head_class(objective_tree) is None, pair[0].model_type != "wav2vec2"))
+    name = (objective_tree or {}).get("name")
+
+    def order(pair: tuple[Family, dict[str, Any]]) -> tuple[bool, bool, bool]:
+        family = pair[0]
+        return family.head_class(objective_tree) is None, name not in family.objectives, family.model_type != "wav2vec2"
+
+    return min(fitting, key=order)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import partial
 
 from isogloss.core.keymap import KeyMap
 from isogloss.hub.families._wave import (
+    CONTEXT,
     KEYS,
     QUANTIZER,
     padding_note,
@@ -20,9 +21,10 @@ from isogloss.hub.families.base import Family
 FAMILY = Family(
     model_type="hubert",
     model_class="HubertModel",
+    objectives=frozenset({"hubert"}),
     prefixes=("hubert.",),
     keys=KEYS,
-    heads=KeyMap(QUANTIZER),
+    heads=KeyMap(QUANTIZER + CONTEXT),
     read_config=wave_config,
     write_config=partial(write_trunk, "hubert"),
     extractor=wave_extractor,

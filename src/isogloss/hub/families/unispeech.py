@@ -1,4 +1,4 @@
-"""UniSpeechModel: the trunk itself."""
+"""UniSpeechModel: the trunk itself. The output layer of CTC stays under its own name: which symbols it writes is not told."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from isogloss.hub.families._wave import (
     KEYS,
     QUANTIZER,
     padding_note,
+    quantizer_sizes,
     to_foreign,
     to_own,
     wave_config,
     wave_extractor,
     write_trunk,
 )
-from isogloss.hub.families.base import Family
+from isogloss.hub.families.base import Family, HeadClass
+from isogloss.hub.names import both
 
 FAMILY = Family(
     model_type="unispeech",
     model_class="UniSpeechModel",
     prefixes=("unispeech.",),
     keys=KEYS,
-    heads=KeyMap(QUANTIZER),
+    heads=KeyMap(QUANTIZER + both("project_hid", "lift_targets")),
+    head_classes=(HeadClass("UniSpeechForPreTraining", frozenset({"unispeech"}), quantizer_sizes),),
     read_config=wave_config,
     write_config=partial(write_trunk, "unispeech"),
     extractor=wave_extractor,

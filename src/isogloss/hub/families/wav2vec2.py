@@ -6,6 +6,7 @@ from functools import partial
 
 from isogloss.core.keymap import KeyMap
 from isogloss.hub.families._wave import (
+    CONTEXT,
     KEYS,
     QUANTIZER,
     padding_note,
@@ -23,7 +24,7 @@ FAMILY = Family(
     model_class="Wav2Vec2Model",
     prefixes=("wav2vec2.",),
     keys=KEYS,
-    heads=KeyMap(QUANTIZER),
+    heads=KeyMap(QUANTIZER + CONTEXT),
     head_classes=(HeadClass("Wav2Vec2ForPreTraining", frozenset({"wav2vec2"}), quantizer_sizes),),
     read_config=wave_config,
     write_config=partial(write_trunk, "wav2vec2"),

@@ -9,6 +9,7 @@ from isogloss.core.config import Config
 from isogloss.core.keymap import KeyMap, Rule
 from isogloss.encoders.wave import GatedRelative, WaveConfig
 from isogloss.hub.families._wave import (
+    CONTEXT,
     POSITION,
     QUANTIZER,
     TRUNK,
@@ -53,7 +54,7 @@ FAMILY = Family(
     model_class="WavLMModel",
     prefixes=("wavlm.",),
     keys=KeyMap(TRUNK + POSITION + _RELATIVE),
-    heads=KeyMap(QUANTIZER),
+    heads=KeyMap(QUANTIZER + CONTEXT),
     read_config=_read,
     write_config=_write,
     extractor=wave_extractor,

@@ -1,0 +1,163 @@
+"""UniSpeech-SAT (arXiv 2110.05752).
+
+| objective | corruption | target | loss | encoder |
+|---|---|---|---|---|
+| UniSpeech-SAT | spans + utterance mixing | offline clusters, the utterance | cosine cross-entropy + same-utterance | wave transformer |
+
+HuBERT on speech over which a second voice was mixed, and at a middle layer h a term that makes states tell whose they are.
+With a_t = S(h_t), v_t = P(quantized h_t), and C_t of frame t itself and K hidden frames of the whole micro-batch,
+
+    loss = HuBERT's + speaker_weight · Σ_hidden mean_{s ∈ C_t} BCE(cos(a_t, v_s)/temperature, s in t's utterance)
+         + M · diversity_weight · (GV − perplexity)/GV
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from isogloss.core.errors import ConfigError
+from isogloss.core.rng import utterance_generators
+from isogloss.core.types import LossTerms, Packed, SpeechBatch
+from isogloss.corruption.mixing import Mixing, mix_utterances
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.wave import WaveConfig
+from isogloss.losses.diversity import diversity_loss
+from isogloss.losses.same_utterance import (
+    area_under_curve,
+    draw_from_all,
+    same_utterance_logits,
+    same_utterance_loss,
+)
+from isogloss.objectives._gumbel import GumbelConfig, perplexity_watch
+from isogloss.objectives._masked_units import MaskedUnits, MaskedUnitsConfig
+from isogloss.objectives.base import Watch
+from isogloss.targets.gumbel import GumbelQuantizer
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(GumbelConfig, MaskedUnitsConfig):
+    """Settings of UniSpeech-SAT; the defaults are BASE. LARGE: target_width = final_width = 768.
+
+    speaker_layer, speaker_weight, speaker_loss, num_candidates
+        The layer (0 is the input of the first), weight and form of the same-utterance term, and K. "binary" is released,
+        "softmax" printed.
+    mixing_probability, mixing_share
+        Share of the utterances that get a second voice, and the largest share of an utterance that it covers.
+    """
+
+    name: Literal["unispeech_sat"] = "unispeech_sat"
+    speaker_layer: Annotated[int, Field(ge=0)] = 6
+    speaker_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    speaker_loss: Literal["binary", "softmax"] = "binary"
+    num_candidates: Annotated[int, Field(ge=1)] = 100
+    mixing_probability: Share = 0.2
+    mixing_share: Share = 0.5
+
+
+@final
+class UniSpeechSat(MaskedUnits):
+    """Units of hidden frames, and the utterance of each of them."""
+
+    config: Config
+
+    def __init__(self, config: Config, encoder: Encoder) -> None:
+        super().__init__(config, encoder.width, encoder.num_layers)
+        if config.speaker_layer > encoder.num_layers:
+            raise ConfigError(
+                f"`objective.speaker_layer` must be at most {encoder.num_layers}, the layers of the encoder, but is {config.speaker_layer}"
+            )
+        self.additive = False
+        self.quantizer = GumbelQuantizer(
+            encoder.width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
+        )
+        self.project_targets = nn.Linear(config.target_width, config.final_width)
+        self.project_speaker = nn.Linear(encoder.width, config.final_width)
+        # States between pre-norm layers have no norm of their own.
+        is_pre_norm = isinstance(encoder.config, WaveConfig) and encoder.config.norm_first
+        self.middle_norm = nn.LayerNorm(encoder.width) if is_pre_norm else nn.Identity()
+        self.gumbel_temperature: Tensor
+        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
+        self.watches = (
+            *self.watches,
+            perplexity_watch(config),
+            Watch(
+                metric="same_utterance_auc",
+                low=0.52,
+                meaning="middle states do not tell one utterance from another",
+                advice="raise `objective.speaker_weight`, or put utterances of more speakers into a micro-batch",
+                patience=1000,
+                grace=5000,
+            ),
+        )
+
+    def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
+        """Return the summed loss over the target frames of a batch."""
+        config = self.config
+        audio, is_mixed_B = self._mixed(encoder, batch)
+        frontend = encoder.frontend(audio)
+        latents = frontend.latents
+        units_N = self.units(batch, latents)
+        is_masked_N = self.masks(latents, batch.seeds_B)
+
+        states = encoder.context(latents, is_masked_N.to(units_N.device)).states
+        terms = self.heads.predict(states, units_N, is_masked_N)
+        speaker = self._speaker_terms(states[config.speaker_layer], is_masked_N, batch.seeds_B)
+
+        penalty = self.penalty(frontend.features, is_masked_N)
+        terms.total = terms.total + speaker.total + config.feature_penalty * penalty
+        terms.metrics |= speaker.metrics
+        terms.metrics["feature_energy"] = (penalty.detach(), terms.num_targets)
+        terms.metrics["masked_fraction"] = (int(is_masked_N.sum()), len(is_masked_N))
+        terms.metrics["mixed_fraction"] = (int(is_mixed_B.sum()), len(is_mixed_B))
+        return terms
+
+    def _mixed(self, encoder: Encoder, batch: SpeechBatch) -> tuple[Packed, Tensor]:
+        mixing = Mixing(self.config.mixing_probability, 0.0, self.config.mixing_share)
+        generators = utterance_generators(batch.seeds_B, "mixing")
+        audio, is_mixed_B = mix_utterances(batch.audio, batch.seeds_B, generators, mixing)
+        if not encoder.normalizes_waveform:
+            return audio, is_mixed_B
+        parts = zip(audio.split(), is_mixed_B.tolist(), strict=True)
+        return Packed.from_list([encoder.prepare(wave) if mixed else wave for wave, mixed in parts]), is_mixed_B
+
+    def _speaker_terms(self, states: Packed, is_masked_N: Tensor, seeds_B: Tensor) -> LossTerms:
+        config, device = self.config, states.values_ND.device
+        rows_M = is_masked_N.nonzero().squeeze(1).to(device)
+        counts_B = torch.stack([part.sum() for part in is_masked_N.split(states.sizes)])
+        hidden = Packed(self.middle_norm(states.values_ND.index_select(0, rows_M)), counts_B)
+        quantized = self.quantizer(hidden, self.gumbel_temperature, utterance_generators(seeds_B, "codes", device))
+        candidates_MK = draw_from_all(
+            hidden.sizes, seeds_B, config.num_candidates, utterance_generators(seeds_B, "candidates", device), device
+        )
+        logits_MK, is_same_MK = same_utterance_logits(
+            hidden.with_values(self.project_speaker(hidden.values_ND)),
+            self.project_targets(quantized.targets_MD),
+            candidates_MK,
+            temperature=config.temperature,
+        )
+        loss = same_utterance_loss(logits_MK, is_same_MK, config.speaker_loss)
+        num_masked = len(rows_M)
+        perplexity = quantized.probability_perplexity
+        diversity = diversity_loss(perplexity, config.num_codebooks * config.num_codes, num_masked)
+        has_masks = float(num_masked > 0)
+        return LossTerms(
+            config.speaker_weight * loss + config.diversity_weight * diversity,
+            num_masked,
+            {
+                "same_utterance_loss": (loss.detach(), num_masked),
+                "same_utterance_auc": area_under_curve(logits_MK.detach(), is_same_MK),
+                "diversity_loss": (diversity.detach(), num_masked),
+                "code_perplexity": (quantized.code_perplexity * has_masks, has_masks),
+                "probability_perplexity": (perplexity.detach() * has_masks, has_masks),
+                "gumbel_temperature": (self.gumbel_temperature * has_masks, has_masks),
+            },
+        )
+
+    def after_step(self, progress: float) -> None:
+        """Lower the temperature: it follows from the progress alone."""
+        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))
