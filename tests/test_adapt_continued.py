@@ -1,0 +1,300 @@
+"""`isogloss adapt --method continued`: what may be heard, what is held out, when it stops, and that nothing done changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, Recording
+from lhotse.utils import fastcopy
+from safetensors.torch import load_file
+
+import training_fakes as fakes
+from isogloss.adapt.base import AdaptRecipe, method_names, parse_adapt
+from isogloss.adapt.guard import refuse_test_audio
+from isogloss.adapt.heldout import Scores
+from isogloss.adapt.judge import HeldOutJudge
+from isogloss.adapt.mixture import prepare_mixture
+from isogloss.adapt.run import adapt
+from isogloss.cli.main import main
+from isogloss.core.errors import ConfigError, DataError, TrainingError
+from isogloss.core.types import LossTerms
+from isogloss.data.inputs import open_corpus
+from isogloss.encoders.presets import build_encoder, preset
+from isogloss.hub.save import save_model
+from isogloss.objectives.base import build_objective
+
+OBJECTIVE = {"name": "wav2vec2", "num_codes": 8, "target_width": 16, "final_width": 16, "num_negatives": 5}
+
+
+def speech(folder: Path, num: int = 16, prefix: str = "") -> Path:
+    """Write a corpus of two languages with three speakers each; recordings get a prefix and sound otherwise."""
+    fakes.make_corpus(folder, num)
+    cuts = []
+    for number, cut in enumerate(open_corpus(folder)):
+        name = f"{prefix}{cut.id}"
+        path = folder / f"{name}.wav"
+        if prefix:
+            samples, rate = soundfile.read(cut.recording.sources[0].source)
+            soundfile.write(path, samples[::-1], rate, subtype="PCM_16")
+        recording = fastcopy(Recording.from_file(path), id=name)
+        supervision = fastcopy(
+            cut.supervisions[0],
+            recording_id=name,
+            language="fra" if number % 6 < 3 else "nld",
+            speaker=f"{prefix}speaker{number % 6}",
+        )
+        cuts.append(fastcopy(cut, id=name, recording=recording, supervisions=[supervision]))
+    (folder / "cuts.jsonl.gz").unlink()
+    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speech(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speech(tmp_path_factory.mktemp("other"), 8, "other-")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "start"
+    torch.manual_seed(3)
+    encoder = build_encoder(preset("wave-tiny"))
+    objective = build_objective(OBJECTIVE, encoder)
+    objective.after_step(1.0)
+    save_model(folder, encoder, objective, {})
+    return folder
+
+
+def recipe(model: Path, target: Path, **sections: dict[str, Any]) -> AdaptRecipe:
+    defaults: dict[str, dict[str, Any]] = {
+        "adapt": {"heldout": 0.3, "patience": 2},
+        "start": {"model": str(model), "frozen": ["frontend"]},
+        "data": {
+            "path": str(target),
+            "seconds_per_update": 3.2,
+            "micro_batch_seconds": 1.6,
+            "min_seconds": 0.3,
+            "max_seconds": 1.2,
+            "num_workers": 0,
+        },
+        "optim": {"lr": 1e-3},
+        "training": {"passes": 2, "log_every": 1},
+    }
+    tree = {name: {**values, **sections.get(name, {})} for name, values in defaults.items()}
+    return parse_adapt(tree, "test")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_zero_passes_change_nothing(model: Path, target: Path, tmp_path: Path) -> None:
+    result = adapt(recipe(model, target, training={"passes": 0}), tmp_path / "run")
+    assert (result.step, result.last_step) == (0, 0)
+    before, after = weights(model), weights(result.model_dir)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    differences = [record for record in result.records if record.metric == "masked_accuracy_difference"]
+    assert differences
+    assert all((record.value, record.low, record.high) == (0, 0, 0) for record in differences)
+
+
+def test_a_learning_rate_of_1e_7_changes_nothing_measurable(model: Path, target: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = adapt(recipe(model, target, optim={"lr": 1e-7}, adapt={"patience": 9}), run)
+    assert result.last_step > 2
+    checkpoint = load_file(run / "checkpoints" / f"step_{result.last_step:08d}" / "model.safetensors")
+    before = weights(model)
+    # Adam moves a weight by about the rate at each update; decay adds rate × decay × weight
+    limit = 1e-7 * 2 * result.last_step
+    moved = max(
+        float((checkpoint[name] - value).abs().max()) for name, value in before.items() if value.is_floating_point()
+    )
+    assert 0 < moved < limit
+    for record in result.records:
+        if record.metric == "masked_accuracy_difference":
+            assert abs(record.value) < 0.02
+
+
+def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, other: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asked = recipe(model, target, optim={"lr": 2e-3}, training={"passes": 6})
+    result = adapt(asked, run, tests=[other], source=other)
+    summary = json.loads((run / "adapt.json").read_text())
+    # a schedule that starts anew reaches its peak
+    assert summary["learning_rate"]["peak"] == pytest.approx(2e-3)
+    assert summary["held_out_by"] == "speaker"
+    assert summary["start"]["taken"]
+    assert result.step > 0
+    before, after = weights(model), weights(result.model_dir)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "objective.quantizer.codebook" in moved
+    assert not any(name.startswith("encoder.convolutions") for name in moved)
+    found = {(record.system, record.dataset, record.metric) for record in result.records}
+    for place in ("target held out", "target held out/fr", "target held out/nl", "source", "source/fr"):
+        assert ("after − before", place, "masked_accuracy_difference") in found
+    assert ("after", "target held out", "code_perplexity") in found
+    # the model is the update with the best held-out accuracy among all that were measured
+    measured = {row["step"]: row["results"]["heldout/accuracy"] for row in fakes.read_log(run, "probe")}
+    assert measured[result.step] == max(measured.values())
+    assert measured[result.step] > summary["held_out_before"]
+    # the same command finds it done, and a killed run comes to the same end
+    again = adapt(asked, run, tests=[other], source=other)
+    assert [record.value for record in again.records] == pytest.approx(
+        [record.value for record in result.records], nan_ok=True
+    )
+    for step in sorted(measured)[1:]:
+        shutil.rmtree(run / "checkpoints" / f"step_{step:08d}", ignore_errors=True)
+    shutil.rmtree(run / "model")
+    killed = adapt(asked, run, tests=[other], source=other)
+    assert (killed.step, killed.last_step) == (result.step, result.last_step)
+    assert all(torch.equal(after[name], value) for name, value in weights(killed.model_dir).items())
+
+
+def test_where_nothing_gets_better_the_model_is_the_start(
+    model: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Falling(HeldOutJudge):
+        """Finds each update worse than the one before."""
+
+        def __call__(self, encoder: Any, step: int) -> dict[str, Any]:
+            self._history = {**self._known(step), step: -float(step)}
+            return {"heldout/accuracy": -float(step)}
+
+    monkeypatch.setattr("isogloss.adapt.run.HeldOutJudge", Falling)
+    worse = adapt(recipe(model, target, training={"passes": 20}), tmp_path / "run")
+    measured = fakes.read_log(tmp_path / "run", "probe")
+    assert len(measured) == 2  # the patience
+    assert worse.last_step == measured[-1]["step"] < worse.summary["planned_updates"]
+    assert worse.summary["stopped_early"]
+    assert worse.step == 0
+    assert all(torch.equal(value, weights(worse.model_dir)[name]) for name, value in weights(model).items())
+
+
+class Scripted(torch.nn.Module):
+    """A learner whose held-out accuracies are known."""
+
+    def __init__(self, values: list[float], perplexity: float = 10.0) -> None:
+        super().__init__()
+        self.values, self.perplexity = values, perplexity
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        self.encoder = SimpleNamespace(edits=None)
+
+    def objective(self, encoder: Any, batch: Any) -> LossTerms:
+        value = self.values.pop(0)
+        return LossTerms(
+            torch.zeros(()), 100, {"accuracy": (100 * value, 100), "code_perplexity": (self.perplexity, 1)}
+        )
+
+
+def judge(tmp_path: Path, values: list[float], **learner: float) -> HeldOutJudge:
+    batch: Any = SimpleNamespace(languages=["fr"], to=lambda device: None)
+    start = {"accuracy": 0.5, "code_perplexity": 50.0}
+    return HeldOutJudge(Scripted(values, **learner), [batch], tmp_path, start=start, patience=2)  # type: ignore[arg-type]
+
+
+def test_the_judge_waits_for_its_patience_and_keeps_the_best(tmp_path: Path) -> None:
+    script = [0.6, 0.7, 0.65, 0.7, 0.9]
+    own = judge(tmp_path, list(script))
+    rows = []
+    for step, ended in ((10, False), (20, False), (30, False), (40, True)):
+        results = own(None, step)  # type: ignore[arg-type]
+        rows.append({"event": "probe", "step": step, "results": results})
+        assert results["heldout/accuracy/fr"] == pytest.approx(script[len(rows) - 1])
+        assert own.enough(step) is ended
+    assert own.best(40) == 20
+    # resumed: what the log tells, up to where it goes on
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resumed = judge(tmp_path, [])
+    assert not resumed.enough(30)
+    assert resumed.enough(40)
+    assert resumed.best(30) == 20
+    assert judge(tmp_path / "nothing", []).best(100) == 0
+
+
+def test_the_judge_stops_a_collapse(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="code_perplexity.*collapsed"):
+        judge(tmp_path, [0.9], perplexity=4.9)(None, 10)  # type: ignore[arg-type]
+
+
+def test_scores_add_up_by_language() -> None:
+    scores = Scores()
+    scores.add("fr", LossTerms(torch.tensor(6.0), 3, {"accuracy": (2.0, 3)}))
+    scores.add("nl", LossTerms(torch.tensor(2.0), 1, {"accuracy": (1.0, 1)}))
+    assert scores.means() == {"loss": 2.0, "accuracy": 0.75}
+    assert scores.means("nl") == {"loss": 2.0, "accuracy": 1.0}
+
+
+def test_test_audio_is_refused_by_id_by_file_and_by_content(target: Path, other: Path, tmp_path: Path) -> None:
+    cuts = list(open_corpus(target))
+    refuse_test_audio(cuts, open_corpus(other), "elsewhere")
+    with pytest.raises(DataError, match=rf"recording id \({cuts[0].recording.id}\)"):
+        refuse_test_audio(cuts, cuts[:1], "test")
+    renamed = fastcopy(cuts[1], id="x", recording=fastcopy(cuts[1].recording, id="another-name"))
+    with pytest.raises(DataError, match=r"1 by file \(.*utterance_001\.wav\)"):
+        refuse_test_audio(cuts, [renamed], "test")
+    samples, rate = soundfile.read(cuts[2].recording.sources[0].source, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", samples, rate, subtype="PCM_16")
+    copied = fastcopy(cuts[2], id="y", recording=Recording.from_file(tmp_path / "copy.flac"))
+    with pytest.raises(DataError, match=r"1 by content \(utterance_002\)"):
+        refuse_test_audio(cuts, [copied], "test")
+
+
+def test_the_mixture_divides_by_speaker_and_replays_its_share(target: Path, other: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"heldout": 0.3, "source": other, "replay": 0.5}
+    mixture = prepare_mixture(tmp_path / "corpus", target, **settings)
+    train, heldout = (list(open_corpus(folder)) for folder in (mixture.train, mixture.heldout))
+    own = [cut for cut in train if not cut.id.startswith("replay")]
+    assert {cut.supervisions[0].speaker for cut in own}.isdisjoint(cut.supervisions[0].speaker for cut in heldout)
+    assert {cut.supervisions[0].language for cut in heldout} == {"fr", "nl"}
+    assert len(own) + len(heldout) == len(list(open_corpus(target)))
+    replayed = sum(cut.duration for cut in train) - sum(cut.duration for cut in own)
+    assert replayed == pytest.approx(mixture.target_seconds, abs=1.3)
+    assert len({cut.id for cut in train}) == len(train)
+    # made once, and never of something else
+    assert prepare_mixture(tmp_path / "corpus", target, **settings) == mixture
+    with pytest.raises(DataError, match="made of other corpora or settings"):
+        prepare_mixture(tmp_path / "corpus", target, **{**settings, "replay": 0.2})
+    with pytest.raises(DataError, match="replay needs a source corpus"):
+        prepare_mixture(tmp_path / "more", target, heldout=0.3, replay=0.2)
+
+
+def test_the_command_line(model: Path, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["adapt", "--from", str(model), "--data", str(target), "--out", str(tmp_path / "run"), "--passes", "1"]
+    for setting in ("adapt.heldout=0.3", "data.seconds_per_update=3.2", "data.micro_batch_seconds=1.6"):
+        command += ["--set", setting]
+    command += ["--set", "data.min_seconds=0.3", "--set", "data.max_seconds=1.2", "--set", "data.num_workers=0"]
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--test", str(target)])
+    assert left.value.code == 1
+    assert "audio of the test corpus" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--lr", "1e-3"])
+    assert not left.value.code
+    said = capsys.readouterr().out
+    assert "continued: wav2vec2" in said
+    assert "0.001 at its peak" in said
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--method", "continue"])
+    assert left.value.code == 2
+    assert "did you mean `continued`" in capsys.readouterr().err
+
+
+def test_methods_are_files() -> None:
+    assert "continued" in method_names()
+    assert not {"base", "run", "judge"} & set(method_names())
+    with pytest.raises(ConfigError, match="needs a model to start from"):
+        parse_adapt({"data": {}, "training": {"passes": 1}}, "test")
