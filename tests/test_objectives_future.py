@@ -174,6 +174,8 @@ def test_encoders_that_cannot_learn_it_are_refused() -> None:
         build_objective({"name": "wav2vec"}, wave)
     with pytest.raises(ConfigError, match="quantizer"):
         build_objective({"name": "vq_wav2vec"}, build_encoder(preset("wav2vec-tiny")))
+    with pytest.raises(ConfigError, match="does not train a quantizer"):
+        build_objective({"name": "wav2vec"}, build_encoder(preset("vq-wav2vec-tiny")))
     with pytest.raises(ConfigError, match="diversity_weight"):
         pair("vq_wav2vec", quantizer="kmeans", diversity_weight=0.1)
     with pytest.raises(ConfigError, match="gumbel_temperature_end"):

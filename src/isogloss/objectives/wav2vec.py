@@ -23,6 +23,7 @@ from isogloss.core.errors import ConfigError
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.wav2vec import Wav2VecEncoder
 from isogloss.objectives._future import FuturePredictor, metrics_of
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 
@@ -60,6 +61,11 @@ class Wav2Vec(Objective):
             raise ConfigError(
                 f"objective `wav2vec` needs a causal encoder, but {type(encoder).__name__} sees the frames that it would have "
                 "to predict; try an encoder of kind `wav2vec`, or the objective `wav2vec2`"
+            )
+        if isinstance(encoder, Wav2VecEncoder) and encoder.quantizer is not None:
+            raise ConfigError(
+                "objective `wav2vec` does not train a quantizer, but `encoder.quantizer` is "
+                f'"{encoder.config.quantizer}"; try `--set encoder.quantizer="none"`, or the objective `vq_wav2vec`'
             )
         self.config = config
         self.predictor = FuturePredictor(
