@@ -58,6 +58,8 @@ def pretrain(
     With --from the encoder, its weights and the heads that it has come from that model; what was taken and what was made afresh
     is said, and written to `start.json`. Schedule and optimiser start anew.
 
+    A recipe with [labels] makes units first; one with [[iterations]] labels and trains in turn, in RUN/1, RUN/2, ….
+
     Several processes: `torchrun --nproc-per-node N -m isogloss pretrain …`. Exit codes: 0 all is done and saved, 143 (SIGTERM),
     130 (Ctrl-C) and 75 (SIGUSR1: requeue me) saved and resumable, 76 stood still, 2 a mistake in the recipe, 1 anything else.
     """
@@ -65,8 +67,8 @@ def pretrain(
 
     from isogloss.core.config import to_toml
     from isogloss.core.dist import launched_rank
-    from isogloss.training.loop import train
-    from isogloss.training.recipe import load_recipe
+    from isogloss.labelling.iterations import run_iterations
+    from isogloss.training.iterations import load_iterations
 
     settings = list(overrides or [])
     if data is not None:
@@ -77,17 +79,28 @@ def pretrain(
         settings.append(f"start.frozen={json.dumps(freeze)}")
     if probe_data is not None:
         settings.append(f"training.probe_every={probe_every}")
-    resolved = load_recipe(recipe, settings)
+    iterations = load_iterations(recipe, settings)
     is_main = launched_rank() == 0
-    for warning in resolved.warnings():
+    for warning in dict.fromkeys(warning for turn in iterations for warning in turn.recipe.warnings()):
         if is_main:
             typer.echo(f"warning: {warning}", err=True)
     if dry_run:
-        typer.echo(to_toml(resolved.model_dump(mode="json")))
+        for turn in iterations:
+            tree = turn.recipe.model_dump(mode="json")
+            typer.echo(
+                to_toml(tree if turn.labels is None else {**tree, "labels": turn.labels.model_dump(mode="json")})
+            )
         return
     probe = None if probe_data is None else _probe(probe_data)
     with _energy(out, is_main):
-        result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change, probe=probe)
+        result = run_iterations(
+            iterations,
+            out,
+            resume=resume.value,
+            allow_data_change=allow_data_change,
+            probe=probe,
+            say=lambda message: typer.echo(message, err=True) if is_main and len(iterations) > 1 else None,
+        )
     if is_main:
         typer.echo(
             f"{result.step} updates, {result.audio_seconds / 3600:.2f} hours of audio in {result.seconds / 60:.1f} minutes, "

@@ -139,6 +139,13 @@ class UnitTable:
         first, last = (int(end) for end in self._offsets[2 * place : 2 * place + 2])
         return torch.from_numpy(self._labels[first:last].astype(np.int64))
 
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many frames have each unit."""
+        counts = np.zeros(self.num_units, dtype=np.int64)
+        for first in range(0, len(self._labels), 1 << 22):
+            counts += np.bincount(self._labels[first : first + (1 << 22)], minlength=self.num_units)
+        return counts
+
     def crop(self, utterance: str, start: int, num_frames: int) -> Tensor:
         """Return the labels of the `num_frames` frames of a crop that begins at sample `start`.
 

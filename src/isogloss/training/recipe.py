@@ -13,6 +13,7 @@ from isogloss.core.config import Config, apply_overrides, parse, read_toml
 from isogloss.core.errors import ConfigError
 from isogloss.core.lookup import find_module, nearest
 from isogloss.data.loader import DataConfig
+from isogloss.data.text_loader import TextData
 from isogloss.encoders.language_edits import EditsConfig
 from isogloss.encoders.presets import EncoderConfig, preset
 from isogloss.training.optim import OptimConfig
@@ -74,6 +75,7 @@ class Recipe(Config):
     encoder: EncoderConfig
     objective: dict[str, Any]
     data: DataConfig
+    text: TextData | None = None
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
@@ -105,6 +107,7 @@ _FREE = {
         for key in ("path", "num_workers", "prefetch", "timeout_seconds", "start_method", "max_rejected", "units")
     ),
     "published_seconds_per_update",
+    "text.paths",
     # the model that a run started from may move, what it holds may not change: its hash is compared
     "start.model",
 }
@@ -116,7 +119,26 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises `ConfigError`, in one line, for anything unknown or out of range.
     """
     path = find_recipe(name)
-    return parse_recipe(recipe_tree(path, overrides), str(path))
+    tree = iteration_trees(path, overrides)[-1]
+    return parse_recipe({key: value for key, value in tree.items() if key != "labels"}, str(path))
+
+
+def iteration_trees(path: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the tree of each of a recipe's iterations (`training.iterations`), one where it states none."""
+    tree = recipe_tree(path)
+    changes = tree.pop("iterations", [{}])
+    if not isinstance(changes, list) or not changes or not all(isinstance(change, Mapping) for change in changes):
+        raise ConfigError(f"{path}: `iterations` must be a list of sections; write [[iterations]] for each")
+    wished = _name_preset(apply_overrides({}, overrides))
+    if "iterations" in wished:
+        raise ConfigError(f"{path}: `--set iterations…` is not possible; copy the recipe and change it there")
+    trees = [merge_trees(merge_trees(tree, change), wished) for change in changes]
+    for tree in trees:
+        labels, objective = tree.get("labels"), tree.get("objective")
+        if isinstance(labels, Mapping) and isinstance(objective, dict) and "num_units" in labels:
+            # How many units are predicted follows from how many are made.
+            tree["objective"] = {**objective, "num_units": labels["num_units"]}
+    return trees
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -1,0 +1,102 @@
+"""`isogloss label --data DIR --out FOLDER`: units for a corpus, by k-means on MFCC, log-mel or a layer of a model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+class FeatureChoice(StrEnum):
+    """What is clustered."""
+
+    mfcc = "mfcc"
+    mel = "mel"
+    model = "model"
+
+
+@app.command()
+def label(
+    out: Annotated[Path, typer.Option(help="folder of the table of units")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="a recipe whose [labels] section and corpus are used; else the options say all")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="prepared corpus, cuts file or Shar folder")] = None,
+    features: Annotated[
+        FeatureChoice | None, typer.Option(help="mfcc (39 numbers, 100 Hz), mel, or model; model where --from is given")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--from", help="the model whose layer is clustered")] = None,
+    layer: Annotated[int | None, typer.Option(help="0 is the input of the first block, -1 the last output")] = None,
+    num_units: Annotated[int | None, typer.Option(help="clusters", min=2)] = None,
+    fit_share: Annotated[float | None, typer.Option(help="share of the utterances that k-means sees")] = None,
+    iteration: Annotated[int, typer.Option(help="which of the recipe's iterations", min=1)] = 1,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Cluster the frames of a share of a corpus and write the unit of every frame of all of it; resumes where it stopped.
+
+    The table is what `--set data.units=FOLDER` names to `isogloss pretrain` for objectives that predict units. Where utterances
+    have phone alignments, it is told how well units and phones tell each other. Several processes: `torchrun … -m isogloss label`.
+    """
+    import json
+
+    from isogloss.cli._show import stages
+    from isogloss.core import dist
+    from isogloss.core.config import parse
+    from isogloss.core.errors import ConfigError
+    from isogloss.data.index import CorpusIndex
+    from isogloss.labelling.iterations import describe
+    from isogloss.labelling.label import label_corpus
+    from isogloss.labelling.quality import phone_quality
+    from isogloss.training.iterations import LabelConfig, load_iterations
+
+    tree: dict[str, Any] = {}
+    corpus = data
+    if recipe is not None:
+        turns = load_iterations(recipe, overrides or [])
+        if iteration > len(turns):
+            raise ConfigError(
+                f"`--iteration` must be at most {len(turns)}, the recipe's iterations, but is {iteration}"
+            )
+        turn = turns[iteration - 1]
+        if turn.labels is None:
+            raise ConfigError(f"{recipe} has no [labels] section; leave the recipe out and say all with options")
+        tree = turn.labels.model_dump(mode="json")
+        corpus = data or (Path(turn.recipe.data.path) if turn.recipe.data.path else None)
+    elif overrides:
+        raise ConfigError("`--set` changes a recipe, but none is given; use the options --num-units, --layer, …")
+    if corpus is None:
+        raise ConfigError("there is no corpus: give one with `--data DIR`")
+    if model is not None:
+        tree |= {"model": str(model), "features": "model"}
+    given = {"features": features and features.value, "layer": layer, "num_units": num_units, "fit_share": fit_share}
+    tree |= {key: value for key, value in given.items() if value is not None}
+    config = parse(LabelConfig, tree, recipe or "isogloss label")
+    with dist.process_group(timeout_seconds=7200.0), stages() as tell:
+        made = label_corpus(config, corpus, out, progress=tell)
+        is_main = dist.is_main()
+    if not is_main:
+        return
+    typer.echo(describe(made))
+    quality = phone_quality(made.table, CorpusIndex.open(corpus))
+    if quality is not None:
+        figures = {
+            "pnmi": quality.pnmi.value,
+            "pnmi_low": quality.pnmi.low,
+            "pnmi_high": quality.pnmi.high,
+            "phone_purity": quality.phone_purity.value,
+            "cluster_purity": quality.cluster_purity.value,
+            "num_frames": quality.num_frames,
+            "num_phones": quality.num_phones,
+        }
+        (out / "quality.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        typer.echo(
+            f"PNMI {quality.pnmi.value:.3f} [{quality.pnmi.low:.3f}, {quality.pnmi.high:.3f}], phone purity "
+            f"{quality.phone_purity.value:.3f}, cluster purity {quality.cluster_purity.value:.3f}, on {quality.num_frames:,} frames of "
+            f"{quality.num_phones} phones"
+        )
