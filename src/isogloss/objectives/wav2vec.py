@@ -94,9 +94,10 @@ def _watches(num_negatives: int) -> tuple[Watch, ...]:
     return (
         Watch(
             metric="latent_std",
-            low=1e-3,
+            # Before the guesses tell frames apart a healthy run shrinks the latents too, for some hundred updates.
+            low=1e-4,
             patience=200,
-            grace=100,
+            grace=2000,
             meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
             advice="lower the learning rate or warm up for longer",
         ),
