@@ -14,7 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ KIN = {
     "mdw": ("Atlantic-Congo", "Bantu", "Mboshi"),
     "nst": ("Sino-Tibetan", "Kuki-Chin-Naga", "Tangkhulic"),
 }
+MIN_SECONDS = 60.0  # of training; a language with less is left out
 IS_IPA = ("mdw", "nst")  # transcripts of linguists, near enough to phones
 
 
@@ -94,6 +95,7 @@ ARMS = {
     "lora": {"kind": "lora", "rank": 4, "alpha": 8.0},
 }
 ALONE = "monolingual"
+CONTROLS = ("dense", "S3Net", "random masks", "one-hot")  # no figure for sub-networks without these
 MASKED = {
     "S3Net": "taylor",
     "S3Net (squared)": "taylor-squared",
@@ -115,7 +117,7 @@ BUDGETS = {
         seconds_per_update=16.0,
         micro_batch_seconds=4.0,
         batches=40,
-        probe_seconds=30.0,
+        probe_seconds=10.0,
         arms=("dense", "S3Net", "random masks", "one-hot", "adapters"),
     ),
     "full": Budget(
@@ -175,6 +177,9 @@ def divide(sources: Sequence[Path], budget: Budget, seed: int) -> Part:
             side[language] = []
             while groups and sum(cut.duration for cut in side[language]) < seconds:
                 side[language] += groups.pop()[1]
+        if sum(cut.duration for cut in part.train[language]) < MIN_SECONDS:
+            for side in (part.train, part.dev, part.test):
+                del side[language]
     return part
 
 
@@ -368,10 +373,13 @@ def main() -> None:
     parser.add_argument("--field", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", choices=list(BUDGETS), default="small")
+    parser.add_argument("--arms", nargs="+", help="only these of the budget's arms")
     parser.add_argument("--sparsity", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     budget, out, seed = BUDGETS[options.budget], options.out, options.seed
+    if options.arms:
+        budget = replace(budget, arms=tuple(arm for arm in budget.arms if arm in (*CONTROLS, *options.arms)))
     out.mkdir(parents=True, exist_ok=True)
     sources = [options.debian, *(sorted(p for p in options.field.iterdir() if p.is_dir()) if options.field else [])]
     part = divide(sources, budget, seed)

@@ -13,13 +13,14 @@ import training_fakes as fakes
 from isogloss.adapt.base import find_method
 from isogloss.core.errors import ConfigError
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import split_rows
+from isogloss.encoders.language_edits import matrices, split_rows
 from isogloss.encoders.presets import build_encoder, preset
-from isogloss.evaluation.subnetworks import mask_overlap
+from isogloss.evaluation.subnetworks import mask_overlap, masks_of
 from isogloss.hub.load import load_encoder
 from isogloss.hub.save import save_model
 from isogloss.objectives.base import build_objective
-from isogloss.training.job import Job
+from isogloss.training.finetune import build_finetune_job, parse_finetune
+from isogloss.training.job import Job, build_job
 from isogloss.training.recipe import parse_recipe
 from small_corpus import speech_corpus
 
@@ -60,6 +61,7 @@ def job_of(
             **data,
         },
         "optim": {"lr": 1e-2},
+        "schedule": {"shape": "constant"},
         "training": {"updates": updates, "log_every": 1, "checkpoint_every": 1},
     }
     module = find_method(method)
@@ -117,6 +119,42 @@ def test_lottery_tickets_are_drawn_after_training_on_each_language_alone(folder:
     assert all(torch.equal(start[name], tensor) for name, tensor in dense.items())  # rewound
     overlap = mask_overlap(job.learner.encoder)
     assert overlap.expected_LL[0, 1] < overlap.iou_LL[0, 1] < 1
+
+
+def test_fine_tuning_goes_on_under_the_same_masks(folder: Path, tmp_path: Path) -> None:
+    start = tmp_path / "masks" / "start"
+    job_of("subnetwork", {"importance": "random", "sparsity": 0.5}, folder / "model", folder / "ab", tmp_path / "masks")
+    tree = {
+        "start": {"model": str(start)},
+        "task": {"name": "asr"},
+        "data": {"path": str(folder / "ab"), "seconds_per_update": 4.0, "micro_batch_seconds": 1.5, "max_seconds": 1.0}
+        | {"min_seconds": 0.1, "num_workers": 0},
+        "optim": {"lr": 1e-2, "weight_decay": 0.1},
+        "schedule": {"shape": "constant"},
+        "training": {"updates": 2, "log_every": 1, "checkpoint_every": 1},
+    }
+    fakes.run(build_finetune_job(parse_finetune(tree, "test")), tmp_path / "asr")
+    before, after = load_encoder(start), load_encoder(tmp_path / "asr" / "model")
+    assert all(torch.equal(split_rows(after)[name], row) for name, row in split_rows(before).items())
+    for name, edit in masks_of(after).items():
+        unused = ~(edit.mask(0) | edit.mask(1))
+        old, new = matrices(before)[name].weight, matrices(after)[name].weight
+        assert torch.equal(old[unused], new[unused])
+        assert (old != new)[~unused].float().mean() > 0.9
+
+
+def test_a_run_from_scratch_takes_edits_for_the_languages_of_its_corpus(folder: Path) -> None:
+    tree = {
+        "encoder": {"preset": "wave-tiny"},
+        "objective": OBJECTIVE,
+        "edits": {"kind": "gates"},
+        "data": {"path": str(folder / "abc"), "num_workers": 0, "min_seconds": 0.1},
+        "training": {"updates": 1},
+    }
+    job = build_job(parse_recipe(tree, "test"))
+    for learner in (job.learner, job.build()):
+        assert learner.encoder.edits is not None
+        assert learner.encoder.edits.languages == ("a", "b", "c")
 
 
 def test_edits_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def edited_job(recipe: Recipe, edits: EditsConfig, run_dir: Path) -> Job:
     check_kind(own, edits)
     new = new_languages(recipe, own)
     if not new:
-        return build_job(recipe)
+        edits = own.model_copy(update={"freeze_shared": edits.freeze_shared})
+        return build_job(recipe.model_copy(update={"edits": edits}))
 
     def grow(learner: Learner) -> None:
         with_languages(learner.encoder, new)

@@ -67,7 +67,9 @@ def save_model(
         tensors |= {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
     objective_tree = None if objective is None else objective.config.model_dump(mode="json")
     task_tree = None if task is None else task.config.model_dump(mode="json")
-    edits = None if encoder.edits is None else (encoder.edits, split_rows(encoder))
+    # What a run protects or freezes belongs to the run, not to the model.
+    model_edits = encoder.edits and encoder.edits.model_copy(update={"protected": (), "freeze_shared": False})
+    edits = None if model_edits is None else (model_edits, split_rows(encoder))
     write_folder(Path(folder), tensors, encoder.config, objective_tree, extra, edits, task_tree)
 
 
