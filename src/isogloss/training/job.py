@@ -15,9 +15,13 @@ import torch
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError
 from isogloss.core.rng import derive_seed
+from isogloss.core.vocabulary import Labels
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader, Update
 from isogloss.data.streams import Grouping
+from isogloss.data.text import labels_of_corpus
+from isogloss.data.text_index import TextIndex
+from isogloss.data.text_loader import MixedLoader, TextLoader
 from isogloss.data.units import CLUSTERS, UnitTable
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import install
@@ -72,12 +76,12 @@ class Job:
 
 def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
     """Build everything that a recipe names; `ConfigError` or `DataError` for what cannot be built."""
-    if not recipe.data.path:
+    texts = None if recipe.text is None else TextIndex.open(recipe.text.paths)
+    if not recipe.data.path and texts is None:
         raise ConfigError("there is no corpus: give one with `--data DIR`, or set `data.path` in the recipe")
-    index = CorpusIndex.open(recipe.data.path)
-    completed = parse_objective(recipe.objective).for_corpus(index)
-    recipe = recipe.model_copy(update={"objective": completed.model_dump(mode="json")})
-    if recipe.edits is not None and not recipe.edits.languages:
+    index = CorpusIndex.open(recipe.data.path) if recipe.data.path else None
+    recipe = _completed(recipe, index, texts)
+    if index is not None and recipe.edits is not None and not recipe.edits.languages:
         edits = recipe.edits.model_copy(update={"languages": tuple(sorted(index.language_names))})
         recipe = recipe.model_copy(update={"edits": edits})
 
@@ -95,30 +99,69 @@ def build_job(recipe: Recipe, *, allow_data_change: bool = False) -> Job:
         torch.manual_seed(derive_seed(recipe.training.seed, "weights"))
         learner, report = start_learner(recipe.start, recipe.encoder, recipe.objective, recipe.edits)
     assert isinstance(learner.objective, Objective)
-    loader = open_loader(
-        recipe,
-        index,
-        learner,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        grouping=recipe.data.grouping(learner.objective.grouping if recipe.edits is None else "language"),
-        allow_data_change=allow_data_change,
-    )
-    units = loader.units
+    loaders: dict[str, Any] = {}
+    units = None
+    if index is not None:
+        speech = open_loader(
+            recipe,
+            index,
+            learner,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            grouping=recipe.data.grouping(learner.objective.grouping if recipe.edits is None else "language"),
+            allow_data_change=allow_data_change,
+        )
+        loaders["speech"], units = speech, speech.units
+    if texts is not None and recipe.text is not None:
+        loaders["text"] = TextLoader(
+            texts,
+            recipe.text,
+            seed=recipe.training.seed,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            bins_multiple_of=recipe.data.bins_multiple_of,
+            allow_data_change=allow_data_change,
+        )
+    manifests = [*([] if index is None else [index.manifest]), *([] if texts is None else [texts.manifest])]
+    if units is not None:
+        manifests.append(units.header["sha256"])
     return Job(
         build=build,
         save=functools.partial(_save, units=units),
         learner=learner,
-        loader=loader,
-        total_updates=recipe.training.total_updates(recipe.data.seconds_per_update, index.seconds),
+        loader=next(iter(loaders.values())) if len(loaders) == 1 else MixedLoader(loaders),
+        total_updates=_total_updates(recipe, index, loaders.get("text")),
         optim=recipe.optim,
         schedule=recipe.schedule,
         training=recipe.training,
         config=recipe.model_dump(mode="json"),
-        manifest=index.manifest if units is None else f"{index.manifest}+{units.header['sha256']}",
+        manifest="+".join(manifests),
         plan_multiple=math.lcm(dist.world_size(), recipe.data.bins_multiple_of),
         start=report,
     )
+
+
+def _completed(recipe: Recipe, index: CorpusIndex | None, texts: TextIndex | None) -> Recipe:
+    """Fill in what follows from the data: the objective's vocabulary, and that of an encoder that reads text."""
+    if index is not None:
+        objective = parse_objective(recipe.objective).for_corpus(index)
+        recipe = recipe.model_copy(update={"objective": objective.model_dump(mode="json")})
+    labels = dict(recipe.encoder).get("labels")
+    if isinstance(labels, Labels) and not labels.symbols:
+        if texts is not None:
+            labels = labels.with_symbols_of(map(labels.split, texts.lines()))
+        elif index is not None:
+            labels = labels_of_corpus(labels, index)
+        recipe = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"labels": labels})})
+    return recipe
+
+
+def _total_updates(recipe: Recipe, index: CorpusIndex | None, texts: TextLoader | None) -> int:
+    if index is not None:
+        return recipe.training.total_updates(recipe.data.seconds_per_update, index.seconds)
+    if texts is None or recipe.text is None or recipe.training.hours is not None:
+        raise ConfigError("`training.hours` is hours of audio, but there is only text; give `updates` or `passes`")
+    return recipe.training.total_updates(recipe.text.bytes_per_update, texts.num_bytes)
 
 
 def open_loader(
