@@ -24,8 +24,8 @@ from isogloss.data.index import CorpusIndex
 from isogloss.data.text import labels_of_corpus
 from isogloss.encoders.base import Encoder
 from isogloss.losses.ctc import greedy_decode
-from isogloss.nn.dropout import Dropout
 from isogloss.losses.transcripts import encode_labels, transcript_loss
+from isogloss.nn.dropout import Dropout
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
