@@ -20,7 +20,7 @@ from isogloss.hub.save import save_model
 from isogloss.objectives.base import build_objective
 from isogloss.training.loop import train
 from isogloss.training.recipe import Recipe, parse_recipe
-from isogloss.training.start import freeze, frontend_parameters
+from isogloss.training.start import StartConfig, frontend_parameters, start_learner
 
 OBJECTIVE = {"name": "wav2vec2", "num_codes": 8, "target_width": 16, "final_width": 24, "num_negatives": 5}
 DATA = {"seconds_per_update": 3.2, "micro_batch_seconds": 1.6, "min_seconds": 0.3, "max_seconds": 1.2, "num_workers": 0}
@@ -129,6 +129,32 @@ def test_a_hugging_face_folder_tells_its_objective_by_its_heads(corpus: Path, tm
     torch.testing.assert_close(after, pretrained.quantizer.codevectors.detach(), rtol=0, atol=1e-7)
 
 
+def test_headless_checkpoints_are_told_what_their_heads_are_made_of(corpus: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    w2v_bert = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**sizes))
+    w2v_bert.save_pretrained(tmp_path / "w2v-bert")
+    _, report = start(tmp_path / "w2v-bert", {"name": "best_rq", "num_codes": 8, "code_width": 4})
+    assert "random-projection targets" in report.rule
+    assert report.taken == []
+    assert {"objective.predictions.weight"} < set(report.fresh)
+    assert any(name.startswith("objective.quantizer.") for name in report.fresh)
+
+    small = {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, **sizes}
+    transformers.HubertModel(transformers.HubertConfig(**small)).save_pretrained(tmp_path / "hubert")
+    _, report = start(tmp_path / "hubert", {"name": "hubert", "num_units": 6, "final_width": 8})
+    assert "isogloss label" in report.rule
+    assert "objective.heads.0.embeddings_CF" in report.fresh
+
+
+def start(model: Path, objective: dict[str, Any]) -> tuple[Any, Any]:
+    """Start a learner as a run does, with an objective that the checkpoint does not name."""
+    loaded = load_model(model)
+    torch.manual_seed(5)
+    return start_learner(StartConfig(model=str(model)), loaded.encoder.config, objective)  # type: ignore[arg-type]
+
+
 def test_what_is_frozen_does_not_move_and_the_rest_does(corpus: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     frozen = recipe(model, corpus, start={"frozen": ["frontend", "objective.quantizer"]})
@@ -148,7 +174,6 @@ def test_the_frontend_is_found_by_its_gradient() -> None:
         assert set(found) == {n for n, _ in encoder.named_parameters() if n.startswith(prefix)}
         assert all(parameter.requires_grad for parameter in encoder.parameters())
         assert encoder.training
-    assert freeze  # imported for its error above
 
 
 def test_a_resumed_run_goes_on_and_does_not_start_anew(corpus: Path, tmp_path: Path) -> None:

@@ -88,4 +88,4 @@ def _file(cut: MonoCut) -> Path | None:
 
 
 def _length(cut: MonoCut) -> int:
-    return round(cut.recording.duration / _SAME_SECONDS)
+    return round(float(cut.recording.duration) / _SAME_SECONDS)

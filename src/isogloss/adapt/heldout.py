@@ -12,6 +12,7 @@ import torch
 
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.data.index import CorpusIndex
+from isogloss.encoders.language_edits import row_of, select
 from isogloss.training.job import open_loader
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import Recipe
@@ -100,7 +101,7 @@ def score(learner: Learner, batches: Iterable[SpeechBatch]) -> Scores:
     with _Evaluation(learner):
         device = next(learner.parameters()).device
         for batch in batches:
-            scores.add(batch.languages[0] or UNKNOWN, learner(batch.to(device)))
+            scores.add(batch.languages[0] or UNKNOWN, _terms(learner, batch.to(device)))
     return scores
 
 
@@ -113,12 +114,20 @@ def score_utterances(learner: Learner, batches: Iterable[SpeechBatch]) -> list[U
         for batch in batches:
             for i, name in enumerate(batch.ids):
                 one = batch.select([i])
-                terms: LossTerms = learner(one.to(device))
+                terms = _terms(learner, one.to(device))
                 correct, count = terms.metrics.get("accuracy", (math.nan, float(terms.num_targets)))
                 speaker = None if batch.speakers is None else batch.speakers[i]
                 language = batch.languages[i] or UNKNOWN
                 rows.append(Utterance(name, language, speaker, float(correct), float(terms.total), float(count)))
     return rows
+
+
+def _terms(learner: Learner, batch: SpeechBatch) -> LossTerms:
+    # Not the learner's own forward: its hooks count which languages an update has trained (training/by_language.py).
+    if learner.encoder.edits is not None:
+        select(learner.encoder, row_of(learner.encoder, batch.languages[0]))
+    terms: LossTerms = learner.objective(learner.encoder, batch)
+    return terms
 
 
 class _Evaluation:

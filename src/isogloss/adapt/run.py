@@ -31,6 +31,7 @@ from isogloss.training.parallel import Learner, explained_failures, on_main, set
 from isogloss.training.preempt import stop_on_signals
 from isogloss.training.recipe import Recipe
 from isogloss.training.rundir import Resume
+from isogloss.training.schedule import learning_rate_scale
 
 SYSTEMS = ("before", "after")
 
@@ -117,7 +118,7 @@ def adapt(
             after = before
             on_main(lambda: _copy(run_dir / "before", run_dir / "model"))
         records = _records(before, after, resolved.training.seed)
-        summary = _summary(recipe, job, mixture, judge, chosen, last, run_dir)
+        summary = _summary(recipe, job, mixture, judge, chosen, last)
         on_main(lambda: _write(run_dir, records, summary))
     return AdaptResult(run_dir / "model", chosen, last, records, summary)
 
@@ -204,9 +205,9 @@ def _records(before: _Figures, after: _Figures, seed: int) -> list[ResultRecord]
 
 
 def _summary(
-    recipe: AdaptRecipe, job: Job, mixture: Mixture, judge: HeldOutJudge, chosen: int, last: int, run_dir: Path
+    recipe: AdaptRecipe, job: Job, mixture: Mixture, judge: HeldOutJudge, chosen: int, last: int
 ) -> dict[str, Any]:
-    rates = _learning_rates(run_dir, last)
+    rates = _learning_rates(job, last)
     per_update = recipe.recipe.data.seconds_per_update
     passes = last * per_update / (mixture.target_seconds + mixture.source_seconds)
     return {
@@ -230,11 +231,9 @@ def _summary(
     }
 
 
-def _learning_rates(run_dir: Path, last: int) -> dict[str, float]:
-    """Return the rates that the updates really had, as logged: the first, the highest, the last and the mean."""
-    log = run_dir / "log.jsonl"
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    rates = [row["lr"] for row in rows if row["event"] == "update" and row["step"] <= last and row["lr"] is not None]
+def _learning_rates(job: Job, last: int) -> dict[str, float]:
+    """Return the rates of the updates that were computed, from the schedule that the loop reads: first, highest, last, mean."""
+    rates = [job.optim.lr * learning_rate_scale(job.schedule, step, job.total_updates) for step in range(last)]
     if not rates:
         return {}
     return {"first": rates[0], "peak": max(rates), "last": rates[-1], "mean": sum(rates) / len(rates)}

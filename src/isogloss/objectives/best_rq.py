@@ -14,6 +14,7 @@ Over the hidden frames t, with r frames of the spectrum x for each of the encode
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -102,6 +103,10 @@ class BestRq(Objective):
         metrics["masked_fraction"] = (num_masked, len(is_masked_N))
         metrics |= _code_use(codes_NG[:, 0], config.num_codes)
         return LossTerms(total, num_masked, metrics)
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as initialised: the random projection and its codes are drawn from the run's seed and never trained."""
+        return "random-projection targets, drawn from the run's seed, and predictions of them that start near equal chances"
 
 
 def _code_use(codes_N: Tensor, num_codes: int) -> dict[str, tuple[Tensor | float, Tensor | float]]:

@@ -147,8 +147,9 @@ def start_learner(
     report = StartReport(start.model, loaded.report.format, found, str(objective_tree["name"]))
     heads = loaded.head_tensors if start.heads == "take" else {}
     taken = objective.take_heads(heads)
-    parameters = {name for name, _ in objective.named_parameters()}
-    fresh = [name for name in taken.fresh if name in parameters]
+    # Counters and temperatures are no heads.
+    own = objective.state_dict()
+    fresh = [name for name in taken.fresh if own[name].dim() > 0]
     report.taken = [f"objective.{name}" for name in taken.taken]
     report.fresh = [f"encoder.{name}" for name in loaded.report.fresh] + [f"objective.{name}" for name in fresh]
     report.unused = [f"objective.{name}" for name in sorted(set(loaded.head_tensors) - {*taken.taken, *taken.sources})]
