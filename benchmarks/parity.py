@@ -9,16 +9,18 @@ published sizes; the others are narrow, so that many cases take minutes.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from isogloss.core.types import Packed
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.encoders.wave import WaveConfig
@@ -35,6 +37,20 @@ NARROW = {
     "num_conv_pos_embedding_groups": 4,
 }
 CLASSES = ["Wav2Vec2Model", "HubertModel", "UniSpeechModel", "UniSpeechSatModel"]
+WAVLM = NARROW | {"num_buckets": 32, "max_bucket_distance": 60}
+SPEECH_T5 = {
+    "hidden_size": 48,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "conv_dim": [32] * 7,
+    "num_conv_pos_embedding_groups": 4,
+    "decoder_layers": 1,
+    "vocab_size": 9,
+}
+SPEECH_T5_ENCODER = "SpeechT5EncoderWithSpeechPrenet"
+# Gates and tables of relative positions: what a model starts with is near nothing, and would hide a mix-up.
+POSITIONS = re.compile("rel_pos|rel_attn|pe_k|^relative|attention.relative")
 NORMS = {
     "group norm, post-LN": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},
     "layer norm, pre-LN": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
@@ -63,7 +79,24 @@ def main() -> None:
         if not args.quick:
             for label, value in hugging_face("Wav2Vec2Model", settings).items():
                 add(label, f"Wav2Vec2Model BASE, {norm}", value)
+    others: list[tuple[str, str, dict[str, object]]] = [
+        ("WavLMModel", "group norm, post-LN", WAVLM | NORMS["group norm, post-LN"]),
+        ("WavLMModel", "layer norm, pre-LN", WAVLM | NORMS["layer norm, pre-LN"]),
+        ("Data2VecAudioModel", "layer norm, post-LN", NARROW),
+        (SPEECH_T5_ENCODER, "group norm, post-LN", SPEECH_T5),
+        (SPEECH_T5_ENCODER, "layer norm, post-LN", SPEECH_T5 | {"feat_extract_norm": "layer", "conv_bias": True}),
+    ]
+    if not args.quick:
+        others += [(name, "BASE", {}) for name in ("WavLMModel", "Data2VecAudioModel", SPEECH_T5_ENCODER)]
+    for name, label, settings in others:
+        for check, value in hugging_face(name, settings).items():
+            add(check, f"{name}, {label}", value)
     encoders: dict[str, Callable[[], Encoder]] = {
+        "wave, gated positions": lambda: build_encoder(preset("wavlm-tiny")),
+        "wave, stacked positions": lambda: build_encoder(_changed(position="conv_stack", position_layers=5)),
+        "wave, clipped positions": lambda: build_encoder(
+            _changed(position="conv_sinusoid", relative={"kind": "clipped"})
+        ),
         "wave, group norm": lambda: build_encoder(preset("wave-tiny")),
         "wave, layer norm": lambda: build_encoder(_layer(preset("wave-tiny"))),
         "modified CPC": lambda: build_encoder(preset("modified-cpc")),
@@ -82,7 +115,7 @@ def main() -> None:
         args.output.write_text(
             "# Parity\n\n`python benchmarks/parity.py`, fp32 on a CPU, "
             f"torch {torch.__version__}, transformers {transformers.__version__}. "
-            "Weights, norms and biases are random.\n\n" + "\n".join(table) + "\n",
+            "Weights, norms, biases, gates and tables are random.\n\n" + "\n".join(table) + "\n",
             encoding="utf-8",
         )
     worst = max(value for check, _, value in rows if "alone" not in check)
@@ -96,17 +129,31 @@ def _layer(config: object) -> WaveConfig:
     return config.model_copy(update={"conv_norm": "layer", "conv_bias": True, "norm_first": True})
 
 
+def _changed(**changes: object) -> WaveConfig:
+    config = preset("wave-tiny")
+    # 19 taps, as data2vec has.
+    return WaveConfig.model_validate(config.model_dump() | {"position_kernel": 19} | changes)
+
+
+def find_class(name: str) -> Any:
+    module = transformers.models.speecht5.modeling_speecht5 if name == SPEECH_T5_ENCODER else transformers
+    return getattr(module, name)
+
+
 def randomise(model: Model) -> Model:
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             spread = 0.2 if parameter.dim() <= 1 else 0.2 * float(parameter.std())
+            if POSITIONS.search(name):
+                parameter.zero_()
+                spread = 1.0
             parameter.add_(spread * torch.randn_like(parameter))
     return model.eval()
 
 
 @torch.no_grad()
 def hugging_face(name: str, settings: dict[str, object]) -> dict[str, float]:
-    model_class = getattr(transformers, name)
+    model_class = find_class(name)
     model = randomise(model_class(model_class.config_class(**settings)))
     waveform = torch.randn(40_123) * 0.1 + 0.01
     out = model(waveform[None], output_hidden_states=True)
@@ -116,20 +163,40 @@ def hugging_face(name: str, settings: dict[str, object]) -> dict[str, float]:
         model.save_pretrained(place / "theirs")
         ours = load_encoder(place / "theirs")
         result = {"every hidden state against transformers": worst(ours, waveform, expected)}
-        tensors = load_file(place / "theirs" / "model.safetensors")
-        conv = "encoder.pos_conv_embed.conv"
-        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-            tensors[f"{conv}.{old}"] = tensors.pop(f"{conv}.parametrizations.weight.{new}")
-        save_file(tensors, place / "theirs" / "model.safetensors")
-        result["the same from the older names of weight norm"] = worst(
-            load_encoder(place / "theirs"), waveform, expected
+        frontend = ours.frontend(Packed.from_list([waveform]))
+        is_masked_N = torch.arange(len(frontend.latents.values_ND)) % 5 < 2
+        result["the last state with masked frames"] = relative(
+            ours.context(frontend.latents, is_masked_N).last.values_ND, masked(model, waveform, is_masked_N)
         )
+        tensors = load_file(place / "theirs" / "model.safetensors")
+        older = {
+            name.replace("parametrizations.weight.original0", "weight_g").replace(
+                "parametrizations.weight.original1", "weight_v"
+            ): tensor
+            for name, tensor in tensors.items()
+        }
+        if older.keys() != tensors.keys():
+            save_file(older, place / "theirs" / "model.safetensors")
+            result["the same from the older names of weight norm"] = worst(
+                load_encoder(place / "theirs"), waveform, expected
+            )
         export_hf(ours, place / "exported")
-        again = transformers.AutoModel.from_pretrained(place / "exported").eval()
+        opener = model_class if name == SPEECH_T5_ENCODER else transformers.AutoModel
+        again = opener.from_pretrained(place / "exported").eval()
         back = again(waveform[None]).last_hidden_state[0]
         result["exported and opened by transformers"] = relative(back, expected[-1])
         result["exported and opened by isogloss"] = worst(load_encoder(place / "exported"), waveform, expected)
     return result
+
+
+def masked(model: Any, waveform: Tensor, is_masked_N: Tensor) -> Tensor:
+    if type(model).__name__ == SPEECH_T5_ENCODER:
+        inputs, _ = model.prenet(waveform[None], mask_time_indices=is_masked_N[None])
+        out = model.wrapped_encoder(inputs)
+    else:
+        out = model(waveform[None], mask_time_indices=is_masked_N[None])
+    states: Tensor = out.last_hidden_state[0]
+    return states
 
 
 def worst(encoder: Encoder, waveform: Tensor, expected: list[Tensor]) -> float:

@@ -288,6 +288,10 @@ def test_unispeech_lifts_the_codes_that_transformers_lifts(tmp_path: Path) -> No
     tree = {"name": "unispeech", "ctc_weight": 0.0, "num_codes": 20, "target_width": 24, "final_width": 16}
     objective: Any = build_objective(tree, loaded.encoder).eval()
     assert objective.take_heads(loaded.head_tensors).fresh == ["gumbel_temperature"]
+    found = objective.config.of_heads(loaded.head_tensors)
+    assert {key: found[key] for key in ("num_codes", "target_width", "final_width")} == {
+        key: tree[key] for key in ("num_codes", "target_width", "final_width")
+    }
     out = model(WAVEFORM[None])
     frontend = loaded.encoder.frontend(Packed.from_list([WAVEFORM]))
     _, lifted = objective.lifted_codes(frontend.latents, torch.tensor([1]))
@@ -305,7 +309,7 @@ def test_unispeech_lifts_the_codes_that_transformers_lifts(tmp_path: Path) -> No
 
 @torch.no_grad()
 def test_heads_of_unispeech_sat_go_round(tmp_path: Path) -> None:
-    sizes = SMALL | LAYER | UNISPEECH | {"codevector_dim": 16, "num_clusters": NUM_UNITS}
+    sizes = SMALL | LAYER | UNISPEECH | {"codevector_dim": 16, "num_clusters": NUM_UNITS + 4}
     model = make("UniSpeechSatForPreTraining", sizes)
     model.save_pretrained(tmp_path / "theirs")
     loaded = load_model(tmp_path / "theirs")
@@ -316,7 +320,13 @@ def test_heads_of_unispeech_sat_go_round(tmp_path: Path) -> None:
     export_hf(loaded.encoder, tmp_path / "ours", objective)
     again = transformers.UniSpeechSatForPreTraining.from_pretrained(tmp_path / "ours").state_dict()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(again[name], tensor)
+        # Four rows stand for the specials of a dictionary, and are no units.
+        first = 4 if name == "label_embeddings_concat" else 0
+        torch.testing.assert_close(again[name][first:], tensor[first:])
+    found = objective.config.of_heads(load_model(tmp_path / "ours").head_tensors)
+    assert found == {key: tree[key] for key in ("num_units", "num_codes", "target_width", "final_width")} | {
+        "num_codebooks": 2
+    }
 
 
 def test_a_hubert_run_is_written_as_hubert(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def export_tensors(
         )
     family, config = family_for(encoder, objective_tree)
     head_class = family.head_class(objective_tree)
-    foreign_heads = _foreign_heads(family, heads) if head_class is not None else {}
+    foreign_heads = head_class.finish(_foreign_heads(family, heads)) if head_class is not None and heads else {}
     prefix = family.prefixes[0] if foreign_heads else ""
     notes: list[str] = []
     tensors = {}

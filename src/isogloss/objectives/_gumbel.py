@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from isogloss.objectives.base import ObjectiveConfig, Watch
 
@@ -48,6 +50,16 @@ class GumbelConfig(ObjectiveConfig):
     def continued(self) -> Self:
         """Return the settings with the Gumbel temperature at its end."""
         return self.model_copy(update={"gumbel_temperature_start": self.gumbel_temperature_end})
+
+    @classmethod
+    def of_quantizer(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the sizes of a checkpoint's quantizer; None where it has none."""
+        codebook, targets = heads.get("quantizer.codebook"), heads.get("project_targets.weight")
+        if codebook is None or targets is None or codebook.shape[-1] == 0:
+            return None
+        num_codebooks = targets.shape[1] // codebook.shape[-1]
+        num_codes = codebook.numel() // codebook.shape[-1] // max(num_codebooks, 1)
+        return {"num_codebooks": num_codebooks, "num_codes": num_codes, "target_width": targets.shape[1]}
 
     def gumbel_temperature(self, progress: float) -> float:
         """Return the temperature after this fraction of the run."""

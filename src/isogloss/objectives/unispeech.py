@@ -16,7 +16,7 @@ Without labels (α = 0) what is left is contrastive learning, with cosines in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Any, Literal, Self, final
 
 import torch
 from pydantic import Field
@@ -83,6 +83,14 @@ class Config(GumbelConfig):
         if not self.ctc_weight:
             return self
         return self.model_copy(update={"labels": labels_of_corpus(self.labels, index)})
+
+    @classmethod
+    def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the sizes of quantizer and projections; a released model's temperature has reached its end."""
+        sizes = cls.of_quantizer(heads)
+        if sizes is None or "lift_targets.weight" not in heads:
+            return None
+        return sizes | {"final_width": heads["lift_targets.weight"].shape[1], "gumbel_temperature_start": 0.573}
 
 
 @final
@@ -191,7 +199,9 @@ class UniSpeech(Objective):
         """Copy heads by name; fairseq's `final_proj` is U in a UniSpeech file. An output layer is taken from isogloss folders only."""
         names = {"lift_targets.weight": "project_context.weight", "lift_targets.bias": "project_context.bias"}
         aliases = {own: tensors[other] for own, other in names.items() if own not in tensors and other in tensors}
-        return super().take_heads({**tensors, **aliases})
+        report = super().take_heads({**tensors, **aliases})
+        report.sources += [names[own] for own in aliases if own in report.taken]
+        return report
 
 
 def _watches(config: Config) -> tuple[Watch, ...]:

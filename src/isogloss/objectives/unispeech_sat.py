@@ -13,7 +13,8 @@ With a_t = S(h_t), v_t = P(quantized h_t), and C_t of frame t itself and K hidde
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -44,19 +45,27 @@ class Config(GumbelConfig, MaskedUnitsConfig):
     """Settings of UniSpeech-SAT; the defaults are BASE. LARGE: target_width = final_width = 768.
 
     speaker_layer, speaker_weight, speaker_loss, num_candidates
-        The layer (0 is the input of the first), weight and form of the same-utterance term, and K. "binary" is released,
-        "softmax" printed.
+        The layer (0 is the input of the first; half-way where none is stated: the sixth of BASE), weight and form of the
+        same-utterance term, and K. "binary" is released, "softmax" printed.
     mixing_probability, mixing_share
         Share of the utterances that get a second voice, and the largest share of an utterance that it covers.
     """
 
     name: Literal["unispeech_sat"] = "unispeech_sat"
-    speaker_layer: Annotated[int, Field(ge=0)] = 6
+    speaker_layer: Annotated[int, Field(ge=0)] | None = None
     speaker_weight: Annotated[float, Field(ge=0.0)] = 1.0
     speaker_loss: Literal["binary", "softmax"] = "binary"
     num_candidates: Annotated[int, Field(ge=1)] = 100
     mixing_probability: Share = 0.2
     mixing_share: Share = 0.5
+
+    @classmethod
+    def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the number of units and the widths of the heads, and of the quantizer where there is one."""
+        units = super().of_heads(heads)
+        codes = cls.of_quantizer(heads)
+        # Without the projection of speakers the quantizer is another objective's, and reads something else.
+        return units if units is None or codes is None or "project_speaker.weight" not in heads else units | codes
 
 
 @final
@@ -67,10 +76,12 @@ class UniSpeechSat(MaskedUnits):
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder.width, encoder.num_layers)
-        if config.speaker_layer > encoder.num_layers:
+        layer = encoder.num_layers // 2 if config.speaker_layer is None else config.speaker_layer
+        if layer > encoder.num_layers:
             raise ConfigError(
-                f"`objective.speaker_layer` must be at most {encoder.num_layers}, the layers of the encoder, but is {config.speaker_layer}"
+                f"`objective.speaker_layer` must be at most {encoder.num_layers}, the layers of the encoder, but is {layer}"
             )
+        self.speaker_layer = layer
         self.additive = False
         self.quantizer = GumbelQuantizer(
             encoder.width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
@@ -106,7 +117,7 @@ class UniSpeechSat(MaskedUnits):
 
         states = encoder.context(latents, is_masked_N.to(units_N.device)).states
         terms = self.heads.predict(states, units_N, is_masked_N)
-        speaker = self._speaker_terms(states[config.speaker_layer], is_masked_N, batch.seeds_B)
+        speaker = self._speaker_terms(states[self.speaker_layer], is_masked_N, batch.seeds_B)
 
         penalty = self.penalty(frontend.features, is_masked_N)
         terms.total = terms.total + speaker.total + config.feature_penalty * penalty

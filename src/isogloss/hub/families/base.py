@@ -46,12 +46,14 @@ def _no_sizes(heads: Mapping[str, Tensor], objective_tree: Mapping[str, Any]) ->
 class HeadClass:
     """A class of transformers for the trunk with the heads of some of our objectives.
 
-    `head_sizes(foreign heads, objective's tree)` gives the keys of `config.json` that describe them.
+    `finish(foreign heads)` changes shapes; `head_sizes(finished heads, objective's tree)` gives the keys of `config.json` that
+    describe them.
     """
 
     name: str
     objectives: frozenset[str]
     head_sizes: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]] = _no_sizes
+    finish: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isogloss.core.keymap import KeyMap, Rule
@@ -36,6 +37,12 @@ _HEADS = [
 ]
 
 
+def _finish(heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put four rows before the units: released tables begin with the specials of fairseq's dictionaries, and so they are read."""
+    table = heads["label_embeddings_concat"]
+    return {**heads, "label_embeddings_concat": torch.cat([table.new_zeros(4, table.shape[1]), table])}
+
+
 def _sizes(heads: Mapping[str, Tensor], objective_tree: Mapping[str, Any]) -> dict[str, Any]:
     return quantizer_sizes(heads, objective_tree) | {"num_clusters": len(heads["label_embeddings_concat"])}
 
@@ -46,7 +53,7 @@ FAMILY = Family(
     prefixes=("unispeech_sat.",),
     keys=KEYS,
     heads=KeyMap(_HEADS),
-    head_classes=(HeadClass("UniSpeechSatForPreTraining", frozenset({"unispeech_sat"}), _sizes),),
+    head_classes=(HeadClass("UniSpeechSatForPreTraining", frozenset({"unispeech_sat"}), _sizes, _finish),),
     read_config=wave_config,
     write_config=partial(write_trunk, "unispeech-sat"),
     extractor=wave_extractor,
