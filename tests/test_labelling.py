@@ -41,7 +41,7 @@ def test_a_ramp_of_times_comes_back_within_a_frame_from_random_crops(
     table = UnitTable.write(tmp_path / "units", [("u", ramp)], geometry=labelled, num_units=10_000).for_frames(frames)
     draws = np.random.default_rng(0)
     for _ in range(200):
-        length = int(draws.integers(1_000, 30_000))
+        length = int(draws.integers(4_000, 30_000))
         start = int(draws.integers(0, num_samples - length))
         n = frames.num_frames(length)
         times = torch.tensor([start + 16_000 * frames.center_seconds(t, 16_000) for t in range(n)])
@@ -130,6 +130,7 @@ final_width = 16
 seconds_per_update = 3.0
 micro_batch_seconds = 3.0
 min_seconds = 0.2
+max_seconds = 3.0
 num_workers = 0
 [training]
 updates = 2

@@ -49,7 +49,7 @@ class UnitTable:
     def write(
         cls,
         folder: Path | str,
-        labels: Iterable[tuple[str, Sequence[int]]],
+        labels: Iterable[tuple[str, Sequence[int] | NDArray[np.int32]]],
         *,
         geometry: ConvGeometry,
         num_units: int,

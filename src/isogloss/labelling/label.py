@@ -27,7 +27,8 @@ from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.units import CLUSTERS, UnitTable
 from isogloss.evaluation.feature_cache import writing
-from isogloss.labelling.features import SAMPLE_RATE, Features, build_features, stream_features
+from isogloss.labelling.features import Features, build_features, stream_features
+from isogloss.nn.filterbank import SAMPLE_RATE
 from isogloss.targets.clusters import Clusters, fit_clusters
 from isogloss.training.iterations import LabelConfig
 from isogloss.training.parallel import on_main
