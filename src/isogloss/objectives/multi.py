@@ -186,12 +186,14 @@ def routed(batch: SpeechBatch, on: Route) -> list[int]:
     """Return the utterances of a batch that have what a route asks for."""
     has_speech = [n > 0 for n in batch.audio.sizes]
     has_text = [bool(text) for text in batch.text or [None] * len(batch)]
-    wanted = {
-        "any": lambda speech, text: True,
-        "speech": lambda speech, text: speech,
-        "text": lambda speech, text: text,
-        "pairs": lambda speech, text: speech and text,
-        "speech_only": lambda speech, text: speech and not text,
-        "text_only": lambda speech, text: text and not speech,
-    }[on]
-    return [i for i, (speech, text) in enumerate(zip(has_speech, has_text, strict=True)) if wanted(speech, text)]
+    return [i for i, pair in enumerate(zip(has_speech, has_text, strict=True)) if pair in _WANTED[on]]
+
+
+_WANTED: dict[Route, tuple[tuple[bool, bool], ...]] = {  # (has speech, has text)
+    "any": ((True, True), (True, False), (False, True), (False, False)),
+    "speech": ((True, True), (True, False)),
+    "text": ((True, True), (False, True)),
+    "pairs": ((True, True),),
+    "speech_only": ((True, False),),
+    "text_only": ((False, True),),
+}
