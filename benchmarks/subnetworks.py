@@ -23,7 +23,7 @@ import torch
 from lhotse import CutSet, fastcopy
 
 from isogloss.adapt.subnetwork import Config as SubnetworkConfig
-from isogloss.adapt.subnetwork import find_subnetworks
+from isogloss.adapt.subnetwork import Importance, find_subnetworks
 from isogloss.core.rng import derive_seed
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.core.vocabulary import ipa_segments
@@ -96,7 +96,7 @@ ARMS = {
 }
 ALONE = "monolingual"
 CONTROLS = ("dense", "S3Net", "random masks", "one-hot")  # no figure for sub-networks without these
-MASKED = {
+MASKED: dict[str, Importance] = {
     "S3Net": "taylor",
     "S3Net (squared)": "taylor-squared",
     "lottery masks": "lottery",
@@ -322,7 +322,8 @@ def matrix(path: Path, compute: Any) -> dict[str, Any]:
 
 def wrong_masks(model: Path, part: Part, seconds: float) -> dict[str, Any]:
     """Return the phone error of each language (column) under the mask of each (row)."""
-    scorer, table = Scorer(model), {}
+    scorer = Scorer(model)
+    table: dict[str, Any] = {}
     assert scorer.encoder.edits is not None
     for mask in scorer.encoder.edits.languages:
         encoder, table[mask] = scorer.encoder.for_language(mask), {}
@@ -405,7 +406,7 @@ def main() -> None:
                 sparsity=options.sparsity,
                 importance=MASKED[arm],
                 batches=budget.batches,
-                seed=seed,  # type: ignore[arg-type]
+                seed=seed,
             )
             start = masked_start(tree, warm, folder / "start", config)
         own = {**tree, "start": {"model": str(start)}, **({"edits": edits} if edits else {})}
