@@ -2,8 +2,8 @@
 
     python benchmarks/sapt.py --debian DIR [--english DIR] [--polish DIR] --out DIR [--budget small|full]
 
-DIR of `isogloss corpus prepare debian`; English and Polish are any corpora that `isogloss` opens and widen the source (the
-figures in benchmarks/results/sapt.md say what they had). The experiment of SAPT (arXiv 2312.07338), small:
+DIR of `isogloss corpus prepare debian`; English and Polish are any corpora that `isogloss` opens and widen the source. The
+experiment of SAPT (arXiv 2312.07338), small:
 
     source    Czech and Dutch acted dialogue (fillets-ng), English and Polish where given
     target    French, Spanish, Russian, Italian, Catalan, Danish: telephone prompts and picture descriptions
