@@ -11,11 +11,11 @@ import training_fakes as fakes
 from isogloss.core.config import to_toml
 from isogloss.core.errors import ConfigError
 from isogloss.training.loop import train
-from isogloss.training.recipe import RECIPES, differences, find_recipe, load_recipe, recipe_tree, shipped_recipes
+from isogloss.training.recipe import RECIPES, differences, find_recipe, load_recipe, pretraining_recipes, recipe_tree
 from isogloss.training.sizes import count_parameters
 
 NAMES = sorted(path.stem for path in (RECIPES / "pretrain").glob("*.toml"))
-EVERY = [str(path.relative_to(RECIPES).with_suffix("")) for path in shipped_recipes()]
+EVERY = [str(path.relative_to(RECIPES).with_suffix("")) for path in pretraining_recipes()]
 # Millions of parameters with the heads of pretraining (arXiv 2006.11477 and the released checkpoints; a float is a measurement).
 PUBLISHED = {
     "wav2vec2-base": 95.04,

@@ -85,6 +85,27 @@ def line_chart(
         return _svg(figure, title)
 
 
+def band_chart(
+    title: str, x_label: str, series: Mapping[str, Sequence[tuple[float, float, float, float]]], *, log_x: bool = False
+) -> str:
+    """Draw curves with intervals: name → (x, value, low, high) at each point."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(2.5)
+        for color, (name, points) in zip(_SERIES, series.items(), strict=False):
+            x, y, low, high = zip(*points, strict=True)
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(x, y, color=color, label=name, marker="o", markersize=3.5)
+        if log_x:
+            ticks = sorted({point[0] for points in series.values() for point in points})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+        figure.suptitle(title, **_TITLE)
+        axes.set_xlabel(x_label)
+        axes.legend(fontsize=8)
+        return _svg(figure, title)
+
+
 def panels(title: str, x_label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """Draw each curve (name → (x, y)) in a panel of its own, side by side."""
     with mpl.rc_context(_STYLE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def prepare_bed(
         seeds=(seed,),
     )
     return Prepared(division, corpus, bed, labels)
+
+
+def with_languages(bed: TestBed, cuts: Sequence[Any], seconds_per_voice: float, seed: int) -> TestBed:
+    """Return the test bed with language identification on another corpus, of which nothing is pretrained on."""
+    division = divide(cuts)
+    return replace(
+        bed,
+        languages=language_cuts(division, seconds_per_voice, seed),
+        held_out=division.held_out,
+        held_out_speakers=bed.held_out_speakers | division.speakers,
+    )
 
 
 def _label(cuts: PhoneCuts, out: Path, sizes: BedSizes, progress: Progress) -> tuple[PhoneCuts, str]:

@@ -25,7 +25,8 @@ from isogloss.evaluation.spectral import SpectralSource
 from isogloss.evaluation.tables import read_results, write_results
 from isogloss.hub.load import load_encoder
 from isogloss.objectives.base import build_objective
-from isogloss.training.recipe import RECIPES, merge_trees, parse_recipe
+from isogloss.training.iterations import parse_iteration
+from isogloss.training.recipe import RECIPES, Recipe, merge_trees
 
 Positive = Annotated[float, Field(gt=0)]
 Progress = Callable[[str, float, float], None]
@@ -87,10 +88,14 @@ def load_suite(name: str | Path) -> SuiteConfig:
         path = known[str(name)]
     suite = parse(SuiteConfig, read_toml(path), str(path))
     for system in suite.systems:
-        parse_recipe(
-            recipe_of(suite, system, next(iter(suite.budgets.values())), Path("corpus"), 1), f"{path}: {system.name}"
-        )
+        parsed(suite, system, str(path))
     return suite
+
+
+def parsed(suite: SuiteConfig, system: SystemConfig, where: str = "suite") -> Recipe:
+    """Return a system's recipe with everything filled in but the corpus and the length."""
+    tree = recipe_of(suite, system, next(iter(suite.budgets.values())), Path("corpus"), 1)
+    return parse_iteration(tree, f"{where}: {system.name}").recipe
 
 
 def recipe_of(suite: SuiteConfig, system: SystemConfig, budget: Budget, corpus: Path, seed: int) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def run_system(
     cost = Cost(**json.loads((run_dir / "cost.json").read_text(encoding="utf-8")))
     stored = out / "figures" / f"{slug(system.name)}.jsonl"
     if not stored.exists():
-        encoder = parse_recipe(tree, system.name).encoder
+        encoder = parsed(suite, system).encoder
         try:
             pair = before_and_after(
                 system.name, encoder, seed, run_dir / "model", bed, out / "features", cost.energy, progress
@@ -204,10 +209,7 @@ def watched_metrics(suite: SuiteConfig) -> dict[str, list[str]]:
     """Return the metrics that the watchdog reads of each system, in its objective's order."""
     watched = {}
     for system in suite.systems:
-        tree = merge_trees(suite.shared, system.recipe)
-        recipe = parse_recipe(
-            recipe_of(suite, system, next(iter(suite.budgets.values())), Path("corpus"), 1), system.name
-        )
-        objective = build_objective(tree["objective"], build_encoder(recipe.encoder))
+        recipe = parsed(suite, system)
+        objective = build_objective(recipe.objective, build_encoder(recipe.encoder))
         watched[system.name] = list(dict.fromkeys(watch.metric for watch in objective.watches))
     return watched

@@ -15,6 +15,10 @@ def benchmark(
     suite: Annotated[str, typer.Argument(help="a TOML file, or the name of one that comes with isogloss: objectives")],
     data: Annotated[Path, typer.Option(help="a corpus with languages, voices, and texts or phone times")],
     out: Annotated[Path, typer.Option(help="folder of the runs, figures, table.md, curves and report.html")],
+    languages: Annotated[
+        Path | None,
+        typer.Option(help="another corpus for language identification, with two sources of a language; not trained on"),
+    ] = None,
     budget: Annotated[str, typer.Option(help="one that the suite names")] = "small",
     only: Annotated[list[str] | None, typer.Option(help="only these systems, as often as needed")] = None,
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 1,
@@ -28,7 +32,7 @@ def benchmark(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
-    from isogloss.benchmark.prepare import BedSizes, prepare_bed
+    from isogloss.benchmark.prepare import BedSizes, prepare_bed, with_languages
     from isogloss.benchmark.suite import load_suite, run_system, watched_metrics
     from isogloss.benchmark.suite_report import comparison, write_suite
     from isogloss.core.errors import ConfigError
@@ -55,12 +59,13 @@ def benchmark(
         bed_sizes = BedSizes(sizes.phone_seconds, sizes.abx_seconds, sizes.seconds_per_voice)
         cuts = list(open_corpus(data))
         prepared = prepare_bed(cuts, out, bed_sizes, dataset=data.name, seed=seed, progress=progress)
+        bed = prepared.bed
+        if languages is not None:
+            bed = with_languages(bed, list(open_corpus(languages)), sizes.seconds_per_voice, seed)
         results = []
         for number, system in enumerate(systems, 1):
             progress(f"{number}/{len(systems)} {system.name}: training", 0, 1)
-            results.append(
-                run_system(chosen, system, sizes, prepared.corpus, prepared.bed, out, seed=seed, progress=progress)
-            )
+            results.append(run_system(chosen, system, sizes, prepared.corpus, bed, out, seed=seed, progress=progress))
             if results[-1].failure:
                 bar.console.print(f"{system.name}: {results[-1].failure}", markup=False, highlight=False)
     minutes = sizes.train_seconds / 60

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from isogloss.evaluation.features import FeatureSource
+    from isogloss.evaluation.lid import Pooled
     from isogloss.evaluation.tables import ResultRecord
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure frozen features.")
@@ -109,11 +110,22 @@ def lid(
     against: Against = "mel,mfcc,untrained",
     split: Annotated[str, typer.Option(help="speaker, source, or both: what is held out")] = "both",
     hours: Hours = 4.0,
+    shots: Annotated[
+        str | None, typer.Option(help="few-shot curves: labelled utterances per language, 1,5,10,25,50,100")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="with --shots: nested draws of the shots")] = 5,
+    heads: Annotated[int, typer.Option(min=1, help="with --shots: initial weights for each draw")] = 3,
+    versus: Annotated[Path | None, typer.Option(help="a second model, for paired differences to it")] = None,
+    plot: Annotated[Path | None, typer.Option(help="with --shots: draw the curves to this SVG file")] = None,
     seed: Seed = 0,
     cache: Cache = None,
     out: Out = None,
 ) -> None:
-    """Language identification on pooled features, linear and nearest neighbours, speakers or whole sources held out."""
+    """Language identification on pooled features, linear and nearest neighbours, speakers or whole sources held out.
+
+    With --shots: macro-accuracy of a linear head against the number of labelled utterances per language, over nested,
+    speaker-aware draws and initial weights, the area under that curve, and how many shots the other system needs for as much.
+    """
     from isogloss.core.errors import ConfigError, DataError
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.lid import language_of, pool, probe_language
@@ -126,9 +138,13 @@ def lid(
     cuts = limit_seconds(cuts, hours * 3600, seed)
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
     pooled = []
-    for source in _sources(model, against, cuts, layer, seed, cache):
+    for source in _sources(model, against, cuts, layer, seed, cache, versus):
         with progress_bar(f"pooling {source.name}"):
             pooled.append(pool(source, cuts))
+    if shots is not None:
+        unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
+        _finish(_few_shot(pooled, unit, _numbers(shots), draws, heads, seed, _name(data), synthetic, plot), out, "")
+        return
     rows: list[ResultRecord] = []
     notes = []
     for held_out in ("speaker", "source") if split == "both" else (split,):
@@ -154,6 +170,56 @@ def lid(
     if not rows:
         raise DataError(notes[0])
     _finish(rows, out, "; ".join(notes))
+
+
+def _few_shot(
+    pooled: Sequence[Pooled],
+    held_out: Literal["speaker", "source"],
+    shots: tuple[int, ...],
+    draws: int,
+    heads: int,
+    seed: int,
+    dataset: str,
+    synthetic: bool,
+    plot: Path | None,
+) -> list[ResultRecord]:
+    """Measure the curves of all systems, compare the first with the others, and draw them."""
+    from isogloss.evaluation.fewshot import FewShotSettings, few_shot
+    from isogloss.evaluation.fewshot_records import few_shot_records
+
+    settings = FewShotSettings(shots=shots, draws=draws, seeds=heads)
+    curves = []
+    for vectors in pooled:
+        with progress_bar(f"few shots: {vectors.source}") as progress:
+            curves.append(few_shot(vectors, held_out=held_out, settings=settings, seed=seed, progress=progress))
+    if plot is not None:
+        from isogloss.benchmark.charts import band_chart, standalone
+
+        points = {
+            curve.source: [
+                (n, 100 * e.value, 100 * e.low, 100 * e.high)
+                for n, e in ((n, curve.accuracy(i)) for i, n in enumerate(curve.shots))
+            ]
+            for curve in curves
+        }
+        chart = band_chart("Languages told, %", "labelled utterances per language", points, log_x=True)
+        plot.write_text(standalone(chart), encoding="utf-8")
+    rows = few_shot_records(curves[0], curves[1:], dataset=dataset, synthetic_speech=synthetic)
+    for curve in curves[1:]:
+        rows += few_shot_records(curve, dataset=dataset, synthetic_speech=synthetic)
+    return rows
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from isogloss.core.errors import ConfigError
+
+    try:
+        numbers = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1:
+        raise ConfigError(f"`--shots` must be numbers from 1 on with commas between, such as 1,5,10,25, but is {text}")
+    return numbers
 
 
 def _phone_splits(
@@ -195,7 +261,13 @@ def _phone_splits(
 
 
 def _sources(
-    model: Path | None, against: str, cuts: Sequence[Any], layers: list[int] | None, seed: int, cache: Path | None
+    model: Path | None,
+    against: str,
+    cuts: Sequence[Any],
+    layers: list[int] | None,
+    seed: int,
+    cache: Path | None,
+    versus: Path | None = None,
 ) -> Iterator[FeatureSource]:
     """Yield the model's features first, then what it is compared with."""
     import torch
@@ -204,6 +276,7 @@ def _sources(
     from isogloss.evaluation.features import extract_features
     from isogloss.evaluation.spectral import SpectralSource
     from isogloss.evaluation.untrained import untrained_like
+    from isogloss.hub.load import load_encoder
 
     names = [name.strip() for name in against.split(",") if name.strip()]
     for name in names:
@@ -214,11 +287,13 @@ def _sources(
     encoder = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if model is not None:
-        from isogloss.hub.load import load_encoder
-
         encoder = load_encoder(model).to(device)
         with progress_bar(f"encoding with {_name(model)}") as progress:
             yield extract_features(encoder, cuts, layers=layers, cache_dir=cache, name=_name(model), progress=progress)
+    if versus is not None:
+        rival = load_encoder(versus).to(device)
+        with progress_bar(f"encoding with {_name(versus)}") as progress:
+            yield extract_features(rival, cuts, layers=layers, cache_dir=cache, name=_name(versus), progress=progress)
     for name in names:
         if name == "untrained" and encoder is not None:
             other = untrained_like(encoder, seed).to(device)

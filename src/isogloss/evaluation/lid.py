@@ -278,6 +278,21 @@ def probe_language(
     )
 
 
+def folds_of(pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
+    """Return (train, test) rows of the folds that hold out utterances, speakers or sources."""
+    return _folds(np.arange(len(pooled.ids)), pooled, held_out, settings)
+
+
+def choose_layer(pooled: Pooled, train: Array, held_out: HeldOut, settings: LidSettings) -> int:
+    """Return the layer that does best in a cross-validation inside the training rows."""
+    layers = sorted(pooled.values)
+    if len(layers) == 1:
+        return layers[0]
+    classes = sorted(set(pooled.languages))
+    labels_B = np.array([classes.index(language) for language in pooled.languages])
+    return _choose_layer(pooled, labels_B, train, layers, "linear", held_out, settings)
+
+
 def _folds(index: Array, pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
     languages = [pooled.languages[i] for i in index]
     if held_out == "utterance":

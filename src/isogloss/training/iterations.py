@@ -84,5 +84,6 @@ def load_iterations(name: str | Path, overrides: Sequence[str] = ()) -> list[Ite
 
 
 def parse_iteration(tree: dict[str, Any], where: str) -> Iteration:
+    """Build one turn from its tree, presets and defaults filled in."""
     labels = parse(LabelConfig, tree["labels"], f"{where}: [labels]") if "labels" in tree else None
     return Iteration(labels, parse_recipe({key: value for key, value in tree.items() if key != "labels"}, where))

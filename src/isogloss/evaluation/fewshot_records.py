@@ -1,0 +1,66 @@
+"""Few-shot curves as records: every point, the area, and paired differences with what they are worth in labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from isogloss.evaluation.bootstrap import Estimate
+from isogloss.evaluation.fewshot import FewShotCurve, accuracy_difference, area_difference, equivalent_shots
+from isogloss.evaluation.tables import ResultRecord
+
+
+def few_shot_records(
+    curve: FewShotCurve,
+    others: Sequence[FewShotCurve] = (),
+    *,
+    dataset: str,
+    synthetic_speech: bool = False,
+    notes: str = "",
+) -> list[ResultRecord]:
+    """Return the macro-accuracy at each number of shots, the area under the curve, and paired differences to other systems."""
+    short = f"; fewer training utterances than shots: {curve.fewest}" if curve.fewest else ""
+
+    def record(estimate: Estimate, system: str, what: str, metric: str, meta: dict[str, Any]) -> ResultRecord:
+        return ResultRecord.from_estimate(
+            estimate,
+            system=system,
+            task=f"languages, {curve.held_out}s held out, {what}",
+            dataset=dataset,
+            metric=metric,
+            higher_is_better=True,
+            labels="gold",
+            synthetic_speech=synthetic_speech,
+            search_budget=1,
+            notes=f"{notes}{short}",
+            meta={"layer": curve.layer, **meta},
+        )
+
+    records = [
+        record(curve.accuracy(i), curve.source, f"{n} shots", "accuracy_macro", {"shots": n})
+        for i, n in enumerate(curve.shots)
+    ]
+    records.append(record(curve.area(), curve.source, "area over log shots", "accuracy_macro", {}))
+    for other in others:
+        pair = f"{curve.source} − {other.source}"
+        for i, n in enumerate(curve.shots):
+            theirs = other.accuracy(i).value
+            ours = curve.accuracy(i).value
+            meta = {
+                "shots": n,
+                "equivalent_shots": _finite(equivalent_shots(curve, other, i)),
+                "relative_gain": (ours - theirs) / theirs if theirs else None,
+                "relative_error_reduction": (ours - theirs) / (1 - theirs) if theirs < 1 else None,
+            }
+            records.append(
+                record(accuracy_difference(curve, other, i), pair, f"{n} shots", "accuracy_macro_difference", meta)
+            )
+        records.append(
+            record(area_difference(curve, other), pair, "area over log shots", "accuracy_macro_difference", {})
+        )
+    return records
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else "never"
