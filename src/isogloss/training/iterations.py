@@ -79,7 +79,8 @@ def load_iterations(name: str | Path, overrides: Sequence[str] = ()) -> list[Ite
     path = find_recipe(name)
     trees = iteration_trees(path, overrides)
     return [
-        parse_iteration(tree, f"{path}: iteration {i}" if len(trees) > 1 else str(path)) for i, tree in enumerate(trees, 1)
+        parse_iteration(tree, f"{path}: iteration {i}" if len(trees) > 1 else str(path))
+        for i, tree in enumerate(trees, 1)
     ]
 
 
