@@ -13,7 +13,8 @@ import torch
 from isogloss.core.rng import utterance_generators
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.presets import build_encoder
-from isogloss.hub.names import HUGGING_FACE, HUGGING_FACE_HEADS, own_to_plain
+from isogloss.hub.families.wav2vec2 import FAMILY
+from isogloss.hub.names import own_to_plain
 from isogloss.losses.negatives import draw_within_utterances
 from isogloss.objectives.base import build_objective
 from objective_cases import WAVE, speech
@@ -38,9 +39,9 @@ def test_one_file_wav2vec2_has_the_package_s_loss_and_gradient(monkeypatch: pyte
     encoder = build_encoder(WAVE)
     objective = build_objective(SMALL, encoder).train()
     own_encoder, own_heads = example.Encoder(example.Sizes()), example.Heads(example.Sizes())
-    renamed = {HUGGING_FACE.to_foreign(name): value for name, value in own_to_plain(encoder.state_dict()).items()}
+    renamed = {FAMILY.keys.to_foreign(name): value for name, value in own_to_plain(encoder.state_dict()).items()}
     own_encoder.load_state_dict(renamed)
-    heads = {HUGGING_FACE_HEADS.to_foreign(name): value for name, value in objective.state_dict().items()}
+    heads = {FAMILY.heads.to_foreign(name): value for name, value in objective.state_dict().items()}
     own_heads.load_state_dict({name: value for name, value in heads.items() if name is not None})
 
     batch = speech([16000])

@@ -72,7 +72,7 @@ def comparison(results: Sequence[SystemResult]) -> tuple[list[str], list[list[st
         own = {r.task: r for r in baseline.measured.records if r.system == "mel"}
         rows.append(["log-mel", *(format_value(own[task]) for task in tasks), "", "", "", "", ""])
     for result in results:
-        if result.failure:
+        if result.failure or result.cost is None:
             rows.append([result.name, *("–" for _ in tasks), "–", "–", "–", "–", "failed"])
             continue
         own = {r.task: r for r in result.measured.records if r.system == result.name}

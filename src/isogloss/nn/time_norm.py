@@ -38,7 +38,8 @@ class TimeGroupNorm(nn.Module):
         scale_BG = torch.cat([torch.rsqrt(torch.stack([var for var, _ in statistics]) + self.eps), identity_1G + 1])
         owner_R = _owners(len(values_RD), filled).to(values_RD.device)
         centered = values_RGd - shift_BG[owner_R].unsqueeze(2)
-        return (centered * scale_BG[owner_R].unsqueeze(2)).flatten(1) * self.weight + self.bias
+        normalised_RD: Tensor = (centered * scale_BG[owner_R].unsqueeze(2)).flatten(1) * self.weight + self.bias
+        return normalised_RD
 
 
 def _owners(num_rows: int, spans: Sequence[tuple[int, int]]) -> Tensor:

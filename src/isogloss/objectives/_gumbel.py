@@ -64,7 +64,8 @@ class GumbelConfig(ObjectiveConfig):
     def gumbel_temperature(self, progress: float) -> float:
         """Return the temperature after this fraction of the run."""
         start, end = self.gumbel_temperature_start, self.gumbel_temperature_end
-        return start * (end / start) ** min(progress / self.temperature_decay_fraction, 1.0)
+        share = min(progress / self.temperature_decay_fraction, 1.0)
+        return float(start * (end / start) ** share)
 
 
 def perplexity_watch(config: GumbelConfig) -> Watch:
