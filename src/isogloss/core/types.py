@@ -133,6 +133,7 @@ class SpeechBatch:
     phones: list[list[str] | None] | None = None  # of the utterance's phone alignment, without silences
     translation: list[str | None] | None = None
     units: Packed | None = None  # one label (int64) per frame or token
+    folders: list[str | None] | None = None  # name of the folder that each recording lies in: some corpora label so
     state: Mapping[str, Any] = field(default_factory=dict)  # of the loader, after this batch
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from isogloss.core.errors import DataError
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.data.audio import read_audio
+from isogloss.data.folders import folder_of_cut
 from isogloss.data.index import CorpusIndex
 from isogloss.data.phones import aligned_phones
 from isogloss.data.streams import SAMPLE_RATE, Item
@@ -178,4 +179,5 @@ class SpeechDataset(Dataset[LoadedBin]):
             phones=[aligned_phones(u.cut) if u.is_whole else None for u in utterances],
             translation=translations,
             units=Packed.from_list(labels) if labels else None,
+            folders=[folder_of_cut(u.cut) for u in utterances],
         )

@@ -1,0 +1,14 @@
+"""The folder of a recording: how corpora of dialects name what no language code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def folder_of_cut(cut: Any) -> str | None:
+    """Return the name of the folder that a cut's recording lies in, None for audio that lies in no file of its own (a shard)."""
+    sources = cut.recording.sources if cut.recording is not None else []
+    if not sources or sources[0].type != "file":
+        return None
+    return Path(str(sources[0].source)).parent.name or None
