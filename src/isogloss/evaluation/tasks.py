@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from isogloss.core.errors import CheckpointError, DataError
 from isogloss.core.rng import derive_seed
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.data.audio import read_audio
+from isogloss.data.folders import folder_of_cut
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import row_of, select
 from isogloss.evaluation.bootstrap import bootstrap
@@ -31,12 +33,19 @@ BATCH_SECONDS = 60.0
 
 @dataclass
 class TaskResult:
-    """Predictions, and references where there are any, of a test corpus in its order."""
+    """Predictions, and references where there are any, of a test corpus in its order.
+
+    `scores_BC` are log-posteriors of the task's classes, where it has classes; of an utterance too short for a frame nothing is
+    known, and they are flat.
+    """
 
     ids: list[str]
     predictions: list[str]
     references: list[str | None]
     speakers: list[str | None]
+    seconds: list[float] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    scores_BC: npt.NDArray[np.float64] | None = None
 
 
 def load_task(folder: Path | str) -> tuple[Encoder, Task]:
@@ -63,6 +72,7 @@ def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Pro
     """Return what the task says of each cut; an utterance too short for a frame gets an empty text."""
     device = next(encoder.parameters()).device
     predictions: dict[str, str] = {}
+    scores: dict[str, npt.NDArray[np.float64]] = {}
     done = 0.0
     for group in _by_language(encoder, cuts):
         kept, waves = [], []
@@ -80,17 +90,24 @@ def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Pro
                 languages=[s.language if s is not None else None for s in spoken],
                 seeds_B=torch.tensor([derive_seed("predict", cut.id) for cut in kept]),
                 speakers=[s.speaker if s is not None else None for s in spoken],
+                folders=[folder_of_cut(cut) for cut in kept],
             )
-            said = task.predict(encoder, batch.to(device))
+            said, scores_BC = task.predict_scored(encoder, batch.to(device))
+            if scores_BC is not None:
+                scores.update(zip(batch.ids, scores_BC.double().cpu().numpy(), strict=True))
             predictions.update({cut.id: text for cut, text in zip(kept, said, strict=True)})
         done += len(group)
         if progress is not None:
             progress(done, len(cuts))
+    flat_C = np.full(len(task.classes), -np.log(max(len(task.classes), 1)))
     return TaskResult(
         ids=[cut.id for cut in cuts],
         predictions=[predictions[cut.id] for cut in cuts],
         references=[task.reference(cut) for cut in cuts],
         speakers=[known_speaker(cut) for cut in cuts],
+        seconds=[float(cut.duration) for cut in cuts],
+        classes=task.classes,
+        scores_BC=np.stack([scores.get(cut.id, flat_C) for cut in cuts]) if task.classes else None,
     )
 
 
@@ -136,11 +153,21 @@ def task_records(
 
 
 def write_predictions(path: Path, result: TaskResult) -> None:
-    """Write a line of JSON for each utterance (`id`, `text`, `speaker`), as `isogloss evaluate` reads them."""
+    """Write a line of JSON for each utterance (`id`, `text`, `speaker`), as `isogloss evaluate` reads them.
+
+    A task that chooses among classes adds `scores` (the log-posterior of each), `seconds` and the `reference`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for name, text, speaker in zip(result.ids, result.predictions, result.speakers, strict=True):
-            file.write(json.dumps({"id": name, "text": text, "speaker": speaker}, ensure_ascii=False) + "\n")
+        rows = zip(result.ids, result.predictions, result.speakers, strict=True)
+        for number, (name, text, speaker) in enumerate(rows):
+            line: dict[str, Any] = {"id": name, "text": text, "speaker": speaker}
+            if result.scores_BC is not None:
+                scores_C = [round(score, 6) for score in result.scores_BC[number].tolist()]
+                line["scores"] = dict(zip(result.classes, scores_C, strict=True))
+                line["seconds"] = round(result.seconds[number], 3)
+                line["reference"] = result.references[number]
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _by_language(encoder: Encoder, cuts: Sequence[Any]) -> Iterator[list[Any]]:

@@ -63,6 +63,7 @@ class Task(nn.Module, ABC):
     requires: frozenset[str] = frozenset()
     watches: tuple[Watch, ...] = ()
     metrics: Mapping[str, bool]  # whether higher is better
+    classes: tuple[str, ...] = ()  # of a task that chooses among some
 
     def __init__(self, config: TaskConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -79,6 +80,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def predict(self, encoder: Encoder, batch: SpeechBatch) -> list[str]:
         """Return what the task says of each utterance, as text."""
+
+    def predict_scored(self, encoder: Encoder, batch: SpeechBatch) -> tuple[list[str], Tensor | None]:
+        """Return `predict`'s answers, and from a task that chooses among `classes` their log-posteriors, B×C, else None."""
+        return self.predict(encoder, batch), None
 
     @abstractmethod
     def reference(self, cut: Any) -> str | None:
