@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,21 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="the model/ folder that `isogloss finetune` leaves")],
-    data: Annotated[Path, typer.Option(help="a corpus in any accepted form")],
-    out: Annotated[Path | None, typer.Option(help="write a line of JSON for each utterance: id, text, speaker")] = None,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="a corpus in any accepted form; as often as needed: in-domain, then out-of-domain"),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="write a line of JSON for each utterance: id, text, speaker, and the scores of a task with classes; with several "
+            "corpora a file each, named after it"
+        ),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(help="for a task with classes: fit the temperature and the rejection threshold on this corpus"),
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="append the figures to this JSON lines file")] = None,
     name: Annotated[str, typer.Option(help="of the system in the results; the run's by default")] = "",
     language: Annotated[str | None, typer.Option(help="that of utterances which say none")] = None,
@@ -24,25 +37,45 @@ def predict(
     from rich.console import Console
 
     from isogloss.cli.probe import _name, progress_bar
+    from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
+    from isogloss.evaluation.identification import Calibration
     from isogloss.evaluation.tables import to_rich, write_results
-    from isogloss.evaluation.tasks import load_task, run_task, task_records, write_predictions
+    from isogloss.evaluation.tasks import TaskResult, load_task, run_task, scored_of, task_records, write_predictions
 
     encoder, task = load_task(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cuts = list(open_corpus(data, language=language))
-    with progress_bar(f"running {task.config.name}") as progress:
-        result = run_task(encoder.to(device), task.to(device), cuts, progress=progress)
+    encoder, task = encoder.to(device), task.to(device)
     console = Console(width=None if Console().is_terminal else 200)
-    if out is not None:
-        write_predictions(out, result)
-        console.print(f"predictions: {out}", highlight=False, markup=False)
-    if any(result.references):
-        rows = task_records(task, result, cuts, system=name or _name(model), dataset=_name(data))
-        console.print(to_rich(rows))
-        if results is not None:
-            write_results(results, rows, append=True)
-            console.print(f"results: {results}", highlight=False, markup=False)
-    elif out is None:
-        for identifier, text in zip(result.ids, result.predictions, strict=True):
-            console.print(f"{identifier}\t{text}", highlight=False, markup=False)
+
+    def run(path: Path) -> tuple[TaskResult, list[Any]]:
+        cuts = list(open_corpus(path, language=language))
+        with progress_bar(f"running {task.config.name} on {_name(path)}") as progress:
+            return run_task(encoder, task, cuts, progress=progress), cuts
+
+    if dev is not None and not task.classes:
+        raise ConfigError(f"`--dev` calibrates a task that chooses among classes, but {task.config.name} does not")
+    calibration = None if dev is None else Calibration.fit(scored_of(run(dev)[0]))
+    if calibration is not None:
+        console.print(
+            f"temperature {calibration.temperature:.3g}, threshold {calibration.threshold:.3g}: {calibration.how}",
+            highlight=False,
+            markup=False,
+        )
+    for path in data:
+        result, cuts = run(path)
+        if out is not None:
+            place = out if len(data) == 1 else out.with_name(f"{out.stem}-{_name(path)}{out.suffix}")
+            write_predictions(place, result)
+            console.print(f"predictions: {place}", highlight=False, markup=False)
+        if any(result.references):
+            rows = task_records(
+                task, result, cuts, system=name or _name(model), dataset=_name(path), calibration=calibration
+            )
+            console.print(to_rich(rows))
+            if results is not None:
+                write_results(results, rows, append=True)
+                console.print(f"results: {results}", highlight=False, markup=False)
+        elif out is None:
+            for identifier, text in zip(result.ids, result.predictions, strict=True):
+                console.print(f"{identifier}\t{text}", highlight=False, markup=False)

@@ -157,7 +157,20 @@ def read_results(path: Path | str) -> list[ResultRecord]:
 
 # Columns of every table: heading, and the text of a record.
 _SHOWN_AS_PERCENT = frozenset(
-    ("per", "wer", "cer", "accuracy", "error", "macro_f1", "f1", "eer", "abx", "phone_purity", "cluster_purity")
+    (
+        "per",
+        "wer",
+        "cer",
+        "accuracy",
+        "macro_accuracy",
+        "error",
+        "macro_f1",
+        "f1",
+        "eer",
+        "abx",
+        "phone_purity",
+        "cluster_purity",
+    )
 )
 
 

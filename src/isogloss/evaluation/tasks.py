@@ -21,6 +21,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import row_of, select
 from isogloss.evaluation.bootstrap import bootstrap
 from isogloss.evaluation.features import Progress
+from isogloss.evaluation.identification import Calibration, Scored, identification_records
 from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.metrics import ratio
 from isogloss.evaluation.probes import known_speaker
@@ -120,12 +121,28 @@ def task_records(
     dataset: str,
     seed: int = 0,
     notes: str = "",
+    calibration: Calibration | None = None,
 ) -> list[ResultRecord]:
-    """Return a record for each of the task's metrics, over the utterances that have a reference."""
+    """Return a record for each of the task's metrics, over the utterances that have a reference.
+
+    A task that chooses among classes gets all figures of identification; `calibration` is fitted on other speech.
+    """
     known = [i for i, reference in enumerate(result.references) if reference]
     if not known:
         raise DataError(f"none of the {len(result.ids)} utterances of `{dataset}` is labelled for {task.config.name}")
     references = [str(result.references[i]) for i in known]
+    if result.scores_BC is not None:
+        return identification_records(
+            scored_of(result),
+            system=system,
+            task=f"{task.config.name}, fine-tuned",
+            dataset=dataset,
+            calibration=calibration,
+            seed=seed,
+            synthetic=any((cut.custom or {}).get("synthetic") for cut in cuts),
+            notes=notes,
+            meta={"unlabelled": len(result.ids) - len(known), "task": task.config.model_dump(mode="json")},
+        )
     counts = task.counts(references, [result.predictions[i] for i in known])
     speakers = [result.speakers[i] for i in known]
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
@@ -150,6 +167,20 @@ def task_records(
         )
         for metric, higher in task.metrics.items()
     ]
+
+
+def scored_of(result: TaskResult) -> Scored:
+    """Return the labelled utterances of a task that chooses among classes; `DataError` where none is labelled."""
+    known = [i for i, reference in enumerate(result.references) if reference]
+    if not known or result.scores_BC is None:
+        raise DataError(f"none of the {len(result.ids)} utterances has a label; is the corpus labelled by language?")
+    return Scored(
+        classes=result.classes,
+        labels=[str(result.references[i]) for i in known],
+        scores_BC=result.scores_BC[known],
+        seconds_B=np.array([result.seconds[i] for i in known]),
+        speakers=[result.speakers[i] for i in known],
+    )
 
 
 def write_predictions(path: Path, result: TaskResult) -> None:
