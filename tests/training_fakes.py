@@ -51,7 +51,13 @@ def make_corpus(folder: Path, num_utterances: int = 24) -> Path:
         soundfile.write(path, samples.clip(-1, 1), 16_000, subtype="PCM_16")
         recording = Recording.from_file(path)
         supervision = SupervisionSegment(
-            f"s{number}", recording.id, 0, recording.duration, speaker=f"speaker{number % 4}", language="mul"
+            f"s{number}",
+            recording.id,
+            0,
+            recording.duration,
+            speaker=f"speaker{number % 4}",
+            language="mul",
+            text="ab ba",
         )
         cuts.append(MonoCut(recording.id, 0, recording.duration, 0, recording=recording, supervisions=[supervision]))
     CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")

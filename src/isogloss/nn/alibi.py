@@ -25,12 +25,9 @@ def alibi_slopes(num_heads: int) -> list[float]:
 class AlibiTable(nn.Module):
     """A learned factor for the slope of each head, shared by the layers (data2vec 2.0, arXiv 2212.07525); below 0 it counts as 0."""
 
-    slopes_H: Tensor
-
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_heads, 1))
-        self.register_buffer("slopes_H", torch.tensor(alibi_slopes(num_heads)), persistent=False)
 
     def forward(self, sizes_B: list[int], times_N: Tensor | None = None) -> AlibiTerms:
         """Return the terms of a batch whose frames lie at these times (their places in the utterance, unless some were left out)."""
@@ -39,7 +36,8 @@ class AlibiTable(nn.Module):
             times_B = [longest[:size] for size in sizes_B]
         else:
             times_B = list(times_N.split(sizes_B))
-        return AlibiTerms(-self.slopes_H * self.weight.squeeze(1).clamp(min=0.0), times_B)
+        slopes_H = self.weight.new_tensor(alibi_slopes(len(self.weight)))
+        return AlibiTerms(-slopes_H * self.weight.squeeze(1).clamp(min=0.0), times_B)
 
 
 class AlibiTerms:

@@ -14,7 +14,7 @@ from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.core.keymap import KeyMap, Rule
 from isogloss.encoders.wave_conformer import WaveConformerConfig
 from isogloss.hub.families import _conformer
-from isogloss.hub.families._wave import POSITION, QUANTIZER, quantizer_sizes
+from isogloss.hub.families._wave import CONTEXT, POSITION, QUANTIZER, quantizer_sizes
 from isogloss.hub.families.base import WAVE_EXTRACTOR, Family, HeadClass, read_json
 from isogloss.hub.names import both
 
@@ -133,7 +133,7 @@ FAMILY = Family(
     model_class="Wav2Vec2ConformerModel",
     prefixes=("wav2vec2_conformer.",),
     keys=_KEYS,
-    heads=KeyMap(QUANTIZER),
+    heads=KeyMap(QUANTIZER + CONTEXT),
     head_classes=(HeadClass("Wav2Vec2ConformerForPreTraining", frozenset({"wav2vec2"}), quantizer_sizes),),
     read_config=_read,
     write_config=_write,
