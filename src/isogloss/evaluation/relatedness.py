@@ -28,7 +28,7 @@ _REGIONS = {
 }
 FLEURS_REGIONS: dict[str, tuple[str, ...]] = {name: tuple(languages.split()) for name, languages in _REGIONS.items()}
 _REGION_OF = {language: region for region, languages in FLEURS_REGIONS.items() for language in languages}
-_REGION_OF |= {"no": "Western Europe", "cmn": "China, Japan, Korea", "tl": "South-East Asia"}
+_REGION_OF |= {"no": "Western Europe", "cmn": "China, Japan, Korea"}
 
 
 def group_of(label: str) -> str:
