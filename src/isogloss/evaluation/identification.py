@@ -154,7 +154,11 @@ def identification_records(
         hits = accuracy_counts(known.labels, known.predictions)
         mistakes = Counter((r, p) for r, p in zip(known.labels, known.predictions, strict=True) if r != p)
         confused = [[r, p, n] for (r, p), n in mistakes.most_common(_SHOWN_CONFUSIONS)]
-        size: dict[str, Any] = {"utterances": len(known.labels), "unknown": int((~is_known_B).sum()), "confusions": confused}
+        size: dict[str, Any] = {
+            "utterances": len(known.labels),
+            "unknown": int((~is_known_B).sum()),
+            "confusions": confused,
+        }
         add("accuracy", of_counts(hits, ratio, known), True, **size)
         recalls = recall_counts(known.labels, known.predictions)
         add("macro_accuracy", of_counts(recalls, macro_accuracy, known), True, languages=len(set(known.labels)))
@@ -162,7 +166,10 @@ def identification_records(
         for name, keep_B in (("short", is_short_B), ("long", ~is_short_B)):
             part = known.rows(keep_B)
             if part.labels:
-                more: dict[str, Any] = {"utterances": len(part.labels), "bin": f"{'<' if name == 'short' else '≥'} {SHORT_SECONDS:g} s"}
+                more: dict[str, Any] = {
+                    "utterances": len(part.labels),
+                    "bin": f"{'<' if name == 'short' else '≥'} {SHORT_SECONDS:g} s",
+                }
                 counts = accuracy_counts(part.labels, part.predictions)
                 add(f"accuracy_{name}", of_counts(counts, ratio, part), True, **more)
         _add_calibration(known, calibration, add, of_counts)

@@ -29,18 +29,22 @@ from isogloss.tasks.base import Task, TaskConfig
 # Individual languages that most corpora name by their macrolanguage, and Norwegian, which most mean as Bokmål: without this a model
 # trained on FLEURS (`cmn`, `nb`) would know none of Common Voice's Chinese or of VoxLingua107's Norwegian.
 _USUAL = {
-
-        "cmn": "zh",
-        "arb": "ar",
-        "zsm": "ms",
-        "pes": "fa",
-        "swh": "sw",
-        "ekk": "et",
-        "lvs": "lv",
-        "npi": "ne",
-        "ory": "or"
-    ,
-    "uzn": "uz", "khk": "mn", "azj": "az", "als": "sq", "gaz": "om", "plt": "mg", "no": "nb",
+    "cmn": "zh",
+    "arb": "ar",
+    "zsm": "ms",
+    "pes": "fa",
+    "swh": "sw",
+    "ekk": "et",
+    "lvs": "lv",
+    "npi": "ne",
+    "ory": "or",
+    "uzn": "uz",
+    "khk": "mn",
+    "azj": "az",
+    "als": "sq",
+    "gaz": "om",
+    "plt": "mg",
+    "no": "nb",
 }
 
 LabelKind = Literal["language", "variety", "folder"]
