@@ -67,6 +67,18 @@ def test_the_watchdog_warns_once_then_stops_and_its_counts_travel() -> None:
     assert not [w for step in range(100) for w in healthy.observe(step, {"perplexity": 1.0 if step % 3 else 50.0})]
 
 
+def test_a_short_run_is_warned_sooner_and_not_stopped_sooner() -> None:
+    watch = Watch("perplexity", low=5.0, patience=200, grace=100)
+    for total, warned in ((None, 300), (400_000, 300), (2000, 200), (400, 120), (10, 120)):
+        dog, told = Watchdog([watch], total), []
+        for step in range(1, 500):
+            told += dog.observe(step, {"perplexity": 1.0})
+        with pytest.raises(TrainingError, match="stopped at update 500:"):
+            dog.observe(500, {"perplexity": 1.0})
+        assert [warning.split(":")[0] for warning in told] == [f"update {warned}"]
+    assert Watch("perplexity", patience=3).patience_in(400) == 3
+
+
 def test_averages_add_sums_not_means_and_survive_json() -> None:
     import json
 

@@ -167,7 +167,7 @@ class Loop:
         self.optimizer = build_optimizer(job.optim, self.learner)
         follow_languages(self.learner, self.optimizer)
         self.trained: list[Tensor] = [p for p in self.learner.parameters() if p.requires_grad]
-        self.watchdog = Watchdog(self.learner.trainable.watches)
+        self.watchdog = Watchdog(self.learner.trainable.watches, job.total_updates)
         self.reducer = Reducer(device)
         self.checkpoints = Checkpoints(run_dir, job.training.keep)
         self.log = RunLog(run_dir, job.total_updates, is_main=dist.is_main())
