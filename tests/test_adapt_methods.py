@@ -69,6 +69,18 @@ def job_of(
     return job
 
 
+def finetune_tree(start: Path, corpus: Path) -> dict[str, Any]:
+    return {
+        "start": {"model": str(start)},
+        "task": {"name": "asr"},
+        "data": {"path": str(corpus), "seconds_per_update": 4.0, "micro_batch_seconds": 1.5, "max_seconds": 1.0}
+        | {"min_seconds": 0.1, "num_workers": 0},
+        "optim": {"lr": 1e-2, "weight_decay": 0.1},
+        "schedule": {"shape": "constant"},
+        "training": {"updates": 2, "log_every": 1, "checkpoint_every": 1},
+    }
+
+
 def states(encoder: Encoder, language: str) -> Tensor:
     with torch.no_grad():
         return encoder.for_language(language)([torch.sin(torch.arange(8000) / 15)]).last.values_ND
@@ -124,16 +136,7 @@ def test_lottery_tickets_are_drawn_after_training_on_each_language_alone(folder:
 def test_fine_tuning_goes_on_under_the_same_masks(folder: Path, tmp_path: Path) -> None:
     start = tmp_path / "masks" / "start"
     job_of("subnetwork", {"importance": "random", "sparsity": 0.5}, folder / "model", folder / "ab", tmp_path / "masks")
-    tree = {
-        "start": {"model": str(start)},
-        "task": {"name": "asr"},
-        "data": {"path": str(folder / "ab"), "seconds_per_update": 4.0, "micro_batch_seconds": 1.5, "max_seconds": 1.0}
-        | {"min_seconds": 0.1, "num_workers": 0},
-        "optim": {"lr": 1e-2, "weight_decay": 0.1},
-        "schedule": {"shape": "constant"},
-        "training": {"updates": 2, "log_every": 1, "checkpoint_every": 1},
-    }
-    fakes.run(build_finetune_job(parse_finetune(tree, "test")), tmp_path / "asr")
+    fakes.run(build_finetune_job(parse_finetune(finetune_tree(start, folder / "ab"), "test")), tmp_path / "asr")
     before, after = load_encoder(start), load_encoder(tmp_path / "asr" / "model")
     assert all(torch.equal(split_rows(after)[name], row) for name, row in split_rows(before).items())
     for name, edit in masks_of(after).items():
@@ -141,6 +144,16 @@ def test_fine_tuning_goes_on_under_the_same_masks(folder: Path, tmp_path: Path) 
         old, new = matrices(before)[name].weight, matrices(after)[name].weight
         assert torch.equal(old[unused], new[unused])
         assert (old != new)[~unused].float().mean() > 0.9
+
+
+def test_fine_tuning_freezes_what_is_shared_where_the_recipe_says_so(folder: Path, tmp_path: Path) -> None:
+    job_of("subnetwork", {"importance": "random"}, folder / "model", folder / "ab", tmp_path / "masks")
+    tree = finetune_tree(tmp_path / "masks" / "start", folder / "ab")
+    frozen = build_finetune_job(parse_finetune({**tree, "edits": {"freeze_shared": True}}, "test")).start
+    assert frozen is not None
+    assert any("norm" in name for name in frozen.frozen)
+    with pytest.raises(ConfigError, match=r"so \[edits\] changes nothing"):
+        parse_finetune({**tree, "start": {"model": str(folder / "model")}, "edits": {"freeze_shared": True}}, "test")
 
 
 def test_a_run_from_scratch_takes_edits_for_the_languages_of_its_corpus(folder: Path) -> None:

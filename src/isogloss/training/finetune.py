@@ -15,7 +15,7 @@ from isogloss.core.errors import ConfigError
 from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import DataConfig, SpeechLoader
-from isogloss.encoders.language_edits import EditsConfig, install
+from isogloss.encoders.language_edits import EditsConfig, freeze_shared, install
 from isogloss.encoders.presets import EncoderConfig, build_encoder
 from isogloss.hub.load import load_model
 from isogloss.hub.save import save_model
@@ -69,12 +69,18 @@ def parse_finetune(tree: Mapping[str, Any], where: str) -> FinetuneRecipe:
         raise ConfigError(
             f"{where}: {start['model']} has changed since this run was configured; start a new run elsewhere"
         )
-    edits = loaded.encoder.edits
+    own = loaded.encoder.edits
+    wished = dict(tree.get("edits") or {})
+    edits = None if own is None else own.model_dump(mode="json") | wished
+    if own is None and wished:
+        raise ConfigError(
+            f"{where}: {start['model']} is the same for all languages, so [edits] changes nothing; leave it out, or adapt the model first"
+        )
     filled = {
         **tree,
         "start": start,
         "encoder": loaded.encoder.config.model_dump(mode="json") | dict(tree.get("encoder") or {}),
-        "edits": None if edits is None else edits.model_dump(mode="json"),
+        "edits": edits,
         "task": parse_task(tree.get("task") or {}, f"{where}: [task]").model_dump(mode="json"),
         "data": {"path": "", **(tree.get("data") or {})},
     }
@@ -99,7 +105,6 @@ def build_finetune_job(recipe: FinetuneRecipe, *, allow_data_change: bool = Fals
     learner = build()
     report = _take_weights(learner, recipe.start)
     encoder = learner.encoder
-    grouped = "language" if recipe.edits is not None else None
     loader = SpeechLoader(
         index,
         recipe.data,
@@ -108,7 +113,7 @@ def build_finetune_job(recipe: FinetuneRecipe, *, allow_data_change: bool = Fals
         world_size=dist.world_size(),
         prepare=encoder.prepare if encoder.normalizes_waveform else None,
         num_frames=encoder.num_frames,
-        grouping=recipe.data.grouping("language" if grouped else None),
+        grouping=recipe.data.grouping(None if recipe.edits is None else "language"),
         allow_data_change=allow_data_change,
     )
     return Job(
@@ -162,6 +167,7 @@ def _take_weights(learner: Learner, start: StartConfig) -> StartReport:
     report.rule = "they are initialised afresh" if report.fresh else ""
     report.notes = list(loaded.report.notes)
     report.frozen = freeze(learner, start.frozen)
+    report.frozen = sorted({*report.frozen, *(f"encoder.{name}" for name in freeze_shared(learner.encoder))})
     return report
 
 
