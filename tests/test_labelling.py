@@ -79,6 +79,8 @@ def test_labels_are_the_nearest_clusters_of_the_features(corpus: Path, tmp_path:
     assert made.num_used == 6
     assert 1 < made.perplexity <= 6
     assert not (tmp_path / "units.work").exists()
+    with pytest.raises(DataError, match="holds something else"):
+        label_corpus(LabelConfig(num_units=6), corpus, corpus)
 
 
 def test_a_stopped_run_goes_on_and_makes_the_same_table(

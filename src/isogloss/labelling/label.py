@@ -66,6 +66,8 @@ def label_corpus(
         table = UnitTable(folder)
         _check_same(folder, table.header.get("convention", {}), convention)
         return _labelled(table)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(f"{folder}: holds something else than a table of units; choose a folder that is not there yet")
     work = folder.with_name(folder.name + ".work")
     on_main(lambda: _begin(work, convention))
     clusters = _clusters(config, features, index, work, convention, device, progress)
