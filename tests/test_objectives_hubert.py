@@ -155,6 +155,8 @@ def test_noises_come_from_a_folder(tmp_path: Any) -> None:
 
     with pytest.raises(ConfigError, match="noise_dir must name a folder"):
         build(name="wavlm", noise_probability=0.5)
+    with pytest.raises(ConfigError, match="noise_probability must be above 0"):
+        build(name="wavlm", noise_dir=str(tmp_path))
     tree = {"name": "wavlm", "mixing_probability": 1.0, "noise_probability": 1.0, "noise_dir": str(tmp_path)}
     objective, encoder = build(**tree)
     with pytest.raises(DataError, match="no audio file in it"):
@@ -163,3 +165,7 @@ def test_noises_come_from_a_folder(tmp_path: Any) -> None:
     audio, is_mixed_B = objective.corrupt(encoder, speech([6000], encoder=encoder))
     assert is_mixed_B.all(), "one utterance alone can have a noise"
     assert not torch.equal(audio.values_ND, speech([6000]).audio.values_ND)
+    batch = speech(BATCH, encoder=encoder)
+    parts = [objective(encoder, batch.select(rows)).total for rows in ([0, 1], [2, 3])]
+    assert objective.additive, "noises are nobody else's speech"
+    torch.testing.assert_close(sum(parts), objective(encoder, batch).total, rtol=1e-5, atol=0)

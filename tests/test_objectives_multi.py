@@ -109,6 +109,24 @@ def test_faults_of_a_part_are_told() -> None:
         build_objective({"name": "multi", "parts": {"a": {"weight": 0, "objective": {"name": "ctc"}}}}, encoder)
 
 
+@pytest.mark.parametrize("name", ["a.b", "items", "", "a/b"])
+def test_names_of_parts_that_no_module_can_have_are_refused(name: str) -> None:
+    tree = {"name": "multi", "parts": {name: {"objective": {"name": "wav2vec2"}}}}
+    with pytest.raises(ConfigError, match="a part must be called"):
+        build_objective(tree, build_encoder(WAVE))
+
+
+def test_it_tells_under_which_foreign_names_heads_were_found() -> None:
+    """Otherwise `[start]` would report as unused what was used."""
+    part = {"objective": {"name": "hubert", "num_units": 12, "final_width": 16}}
+    multi = build_objective({"name": "multi", "parts": {"a": part}}, build_encoder(WAVE))
+    released = {"label_embeddings": torch.rand(16, 16), "project_context.weight": torch.rand(16, 32)}
+    with torch.no_grad():
+        assert set(multi.take_heads(released).sources) == set(released)
+        prefixed = {f"parts.a.{name}": tensor for name, tensor in released.items()}
+        assert set(multi.take_heads(prefixed).sources) == set(prefixed)
+
+
 @pytest.mark.timeout(120)
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     """Speech with and without transcripts, and texts of another loader: every update has bins that some part has nothing for."""

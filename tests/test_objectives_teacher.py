@@ -17,6 +17,7 @@ from isogloss.core.types import Packed
 from isogloss.corruption.exact import mask_exactly
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.mel import MelConfig
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.encoders.wave import WaveConfig, WaveEncoder
 from isogloss.nn.conv_decoder import fill_in, seeded_noise
@@ -220,6 +221,43 @@ def test_once_frozen_teacher_and_convolutions_stand_still_and_the_rest_goes_on()
         moved = [not torch.equal(a[name], b[name]) for a, b in itertools.pairwise(seen)]
         still = name in ("convolutions", "latent_norm", "teacher")
         assert moved == ([True, False, False] if still else [True, True, True]), name
+
+
+def test_a_run_that_goes_on_from_a_finished_one_begins_unfrozen() -> None:
+    finished, encoder = build(dinosr.SMALL | {"freeze_after": 0.5})
+    finished.after_step(1.0)
+    objective = build_objective(dinosr.SMALL | {"freeze_after": 0.5}, encoder).train()
+    with torch.no_grad():
+        report = objective.take_heads(finished.state_dict())
+    assert (report.fresh, report.sources) == (["progress"], ["progress"])
+    assert torch.equal(objective.state_dict()["codebook.sums_GCD"], finished.state_dict()["codebook.sums_GCD"])
+    objective(encoder, speech(BATCH, encoder=encoder)).total.backward()
+    gradient = encoder.get_parameter("convolutions.convs.0.weight").grad
+    assert gradient is not None
+    assert gradient.any()
+
+
+def test_what_a_checkpoint_lacks_is_told_truly() -> None:
+    for tree, words in (
+        (data2vec.SMALL, "the teacher copies the encoder, the heads are initialised afresh"),
+        (dinosr.SMALL, "the teacher copies the encoder, the heads are initialised afresh"),
+        (spidr.SMALL | {"teacher_start": "random"}, "the teacher's layers have random weights of their own"),
+    ):
+        objective, encoder = build(tree)
+        fresh = objective.take_heads({}).fresh
+        assert words in objective.rebuild_heads(encoder, fresh)
+        assert "teacher" not in objective.rebuild_heads(encoder, ["project.weight"])
+
+
+def test_a_mel_transformer_has_targets_too() -> None:
+    config = MelConfig(num_bins=20, width=32, num_layers=2, num_heads=2, ffn_width=64, mask_embedding=True, dropout=0.0)
+    torch.manual_seed(3)
+    encoder = build_encoder(config).train()
+    objective = build_objective({"name": "data2vec", "top_layers": 2}, encoder).train()
+    assert len(encoder.feed_forwards()) == 2
+    terms = objective(encoder, speech(BATCH, encoder=encoder))
+    assert quotient(terms, "target_std") > 0.1
+    assert torch.isfinite(terms.total)
 
 
 def watched(objective: Objective, metrics: dict[str, float], updates: int = 5000) -> tuple[list[str], str]:

@@ -167,3 +167,29 @@ def test_guesses_are_made_with_the_embeddings_of_the_encoder() -> None:
 def test_bert_refuses_an_encoder_that_reads_no_text() -> None:
     with pytest.raises(ConfigError, match="text-small"):
         build_objective({"name": "bert"}, build_encoder(WAVE))
+
+
+def test_a_text_encoder_refuses_samples() -> None:
+    encoder = build_encoder(TEXT)
+    objective = build_objective({"name": "ctc", "labels": {"symbols": ["a", "b", "c", "d"]}}, encoder)
+    with pytest.raises(ConfigError, match=r"reads tokens, but was given samples.*bert"):
+        objective(encoder, speech(BATCH))
+    assert encoder.frontend(Packed(torch.zeros(0), torch.zeros(2, dtype=torch.int64))).latents.sizes == [0, 0]
+
+
+def test_always_guessing_the_commonest_token_is_no_success() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(TEXT)
+    objective = build_objective({"name": "bert", "mask_probability": 0.9}, encoder)
+    batch = speech(BATCH)
+    batch.text = ["aaabaaac", "aaaaaaab", "aaaa", "aacaaaaa"]
+    with torch.no_grad():
+        head = objective.head  # type: ignore[union-attr]
+        head[2].weight.zero_()  # type: ignore[index,union-attr,operator]
+        head[2].bias.copy_(encoder.text.embedding.weight[2] * 1e4)  # type: ignore[index,union-attr,operator]
+    metrics = objective(encoder, batch).metrics
+    assert float(metrics["accuracy"][0]) / float(metrics["accuracy"][1]) > 0.6
+    (watch,) = objective.watches
+    value = float(metrics[watch.metric][0]) / float(metrics[watch.metric][1])
+    assert watch.low is not None
+    assert value <= watch.low

@@ -98,6 +98,10 @@ class MelEncoder(SpectralEncoder):
         """Return the transformer layers."""
         return list(self.layers)
 
+    def feed_forwards(self) -> Sequence[nn.Module]:
+        """Return the feed-forward of each layer."""
+        return [layer.get_submodule("ffn") for layer in self.layers]
+
     def embed(self, spectrum: Packed) -> FrontendOutput:
         """Lay `stack` frames side by side, N×(stack·F), features and latents alike; frames that fill no stack are left out."""
         stacked = stack_frames(spectrum, self.config.stack)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.config import Config
+from isogloss.core.errors import ConfigError
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.core.vocabulary import Labels
@@ -93,7 +94,12 @@ class TextEncoder(ReadsText, Encoder):
         return list(self.layers)
 
     def frontend(self, audio: Packed) -> FrontendOutput:
-        """Turn packed token numbers (N) into latents; `features` and `latents` are the same."""
+        """Turn packed token numbers (N) into latents; `features` and `latents` are the same. Samples are a `ConfigError`."""
+        if audio.values_ND.is_floating_point() and len(audio.values_ND):
+            raise ConfigError(
+                "this text encoder reads tokens, but was given samples; usually because an objective for speech was chosen for it; try "
+                '`--set objective.name="bert"`, or an encoder for speech'
+            )
         latents = self.text(audio.with_values(audio.values_ND.long()))
         return FrontendOutput(latents, latents)
 

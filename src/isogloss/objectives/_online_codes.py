@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Annotated, cast
 
 import torch
@@ -17,8 +18,16 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import EncoderConfig, build_encoder
 from isogloss.nn.dropout import scale_gradient
 from isogloss.nn.product import Linear
-from isogloss.objectives._teacher import FRONTEND, Decay, Fraction, check_layers, is_in_blocks, layer_targets
-from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+from isogloss.objectives._teacher import (
+    FRONTEND,
+    Decay,
+    Fraction,
+    check_layers,
+    is_in_blocks,
+    layer_targets,
+    rule_of_start,
+)
+from isogloss.objectives.base import HeadReport, Objective, ObjectiveConfig, Watch
 from isogloss.targets.base import perplexity
 from isogloss.targets.online_codebook import OnlineCodebook
 from isogloss.targets.teacher import EmaTeacher
@@ -72,6 +81,7 @@ class OnlineCodes(Objective):
             nn.init.normal_(cast(Linear, head).weight, std=0.25 * encoder.width**-0.5)
             nn.init.zeros_(cast(Linear, head).bias)
         self.codebook = OnlineCodebook(config.top_layers, config.num_codes, encoder.width, config.codebook_decay)
+        self._has_random_teacher = random_teacher
         start = build_encoder(cast(EncoderConfig, encoder.config)) if random_teacher else None
         self.teacher = EmaTeacher(encoder, is_in_blocks(encoder).__contains__, start)
         self.watches = _watches(config)
@@ -143,6 +153,16 @@ class OnlineCodes(Objective):
             self.teacher.hold(encoder, [name for name in encoder.state_dict() if name.startswith(FRONTEND)])
         else:
             self.teacher.follow(encoder, self.decay(progress))
+
+    def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:
+        """Copy heads, teacher and codebooks; a new run begins at its beginning, however far that of the checkpoint was."""
+        report = super().take_heads({name: tensor for name, tensor in tensors.items() if name != "progress"})
+        report.sources += ["progress"] if "progress" in tensors else []
+        return report
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as they are: the teacher was made from the checkpoint's encoder, or at random where that is wished."""
+        return rule_of_start(names, is_random=self._has_random_teacher)
 
     def _is_frozen(self, progress: float) -> bool:
         return progress > self.config.freeze_after

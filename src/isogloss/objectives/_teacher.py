@@ -57,6 +57,18 @@ def mean_of(targets: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(targets)).mean(0)
 
 
+def rule_of_start(names: Sequence[str], *, is_random: bool = False) -> str:
+    """Tell how the heads of these names began, which a checkpoint lacked (`Objective.rebuild_heads`)."""
+    rules = []
+    if any(name.startswith("teacher.") for name in names):
+        rules.append(
+            "the teacher's layers have random weights of their own" if is_random else "the teacher copies the encoder"
+        )
+    if any(not name.startswith("teacher.") for name in names):
+        rules.append("the heads are initialised afresh")
+    return ", ".join(rules)
+
+
 _FASTER_TEACHER = (
     "bring `objective.decay_start` nearer to 1 (a teacher that follows at once collapses), lower the learning rate"
 )
@@ -75,7 +87,7 @@ REGRESSION_WATCHES = (
         metric="prediction_std",
         low=0.01,
         patience=500,
-        grace=1000,
+        grace=200,  # real speech, 400 updates: a healthy run passes through .016 near the 60th; a dead one stays below .001
         meaning="the student predicts the same of every frame: it has collapsed",
         advice=_FASTER_TEACHER,
     ),

@@ -15,6 +15,7 @@ The teacher is the average of the student's transformer layers; all else it has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self, final
 
 from pydantic import Field
@@ -33,6 +34,7 @@ from isogloss.objectives._teacher import (
     is_in_blocks,
     layer_targets,
     mean_of,
+    rule_of_start,
 )
 from isogloss.objectives.base import Objective, ObjectiveConfig
 from isogloss.targets.teacher import EmaTeacher, linear_decay
@@ -108,3 +110,7 @@ class Data2Vec(Objective):
         self.teacher.follow(
             encoder, linear_decay(progress, config.decay_start, config.decay_end, config.decay_fraction)
         )
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as they are: the teacher was made from the checkpoint's encoder."""
+        return rule_of_start(names)

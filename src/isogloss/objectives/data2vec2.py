@@ -13,6 +13,7 @@ targets there:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self, final
 
 from pydantic import Field
@@ -33,6 +34,7 @@ from isogloss.objectives._teacher import (
     check_layers,
     layer_targets,
     mean_of,
+    rule_of_start,
 )
 from isogloss.objectives.base import Objective, ObjectiveConfig
 from isogloss.targets.teacher import EmaTeacher, linear_decay
@@ -137,6 +139,10 @@ class Data2Vec2(Objective):
         self.teacher.follow(
             encoder, linear_decay(progress, config.decay_start, config.decay_end, config.decay_fraction)
         )
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as they are: the teacher was made from the checkpoint's encoder."""
+        return rule_of_start(names)
 
 
 def _check(config: Config, encoder: Encoder) -> None:

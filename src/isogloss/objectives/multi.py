@@ -15,6 +15,7 @@ same on every process, two processes compute what one does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, final
@@ -61,6 +62,18 @@ class Config(ObjectiveConfig):
 
     name: Literal["multi"] = "multi"
     parts: Annotated[dict[str, Part], Field(min_length=1)]
+
+    @field_validator("parts")
+    @classmethod
+    def _have_usable_names(cls, parts: dict[str, Part]) -> dict[str, Part]:
+        for name in parts:
+            # Names become those of modules, tensors and metrics.
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
+                raise ValueError(
+                    f"a part must be called by a letter and then letters, digits, _ and -, and not like a method of a dictionary, but "
+                    f"one is called `{name}`; try `{re.sub('[^A-Za-z0-9_-]', '_', name) or 'part'}_1`"
+                )
+        return parts
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with every part's completed."""
@@ -159,6 +172,7 @@ class Multi(Objective):
             found = part.take_heads(own or {k: v for k, v in tensors.items() if not k.startswith("parts.")})
             report.taken += [prefix + key for key in found.taken]
             report.fresh += [prefix + key for key in found.fresh]
+            report.sources += [prefix + key for key in found.sources] if own else found.sources
         if "sums" in tensors and tensors["sums"].shape == self.sums.shape:
             self.sums.copy_(tensors["sums"])
             report.taken.append("sums")

@@ -50,6 +50,10 @@ class Config(MaskedUnitsConfig):
             raise ValueError(
                 f"noise_dir must name a folder of noises where noise_probability is {self.noise_probability:g}; or set that to 0"
             )
+        if self.noise_dir is not None and self.noise_probability == 0:
+            raise ValueError(
+                "noise_probability must be above 0 where noise_dir names a folder of noises, but is 0; try 0.1"
+            )
         for name in ("speech_snr", "noise_snr"):
             low, high = getattr(self, name)
             if low > high:
@@ -66,7 +70,8 @@ class WavLM(MaskedUnits):
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder.width, encoder.num_layers)
         # The second voice is another utterance of the micro-batch.
-        self.additive = self.additive and config.mixing_probability == 0.0
+        has_second_voices = config.mixing_probability > 0.0 and config.noise_probability < 1.0
+        self.additive = self.additive and not has_second_voices
         self._noises: NoiseFolder | None = None
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:

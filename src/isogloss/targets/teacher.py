@@ -27,7 +27,8 @@ class EmaTeacher(nn.Module, Generic[Student]):
     Under FSDP2 the student is sharded and the teacher is not: each rank holds all of it (4 bytes a weight), and `follow` gathers
     one tensor of the student at a time. That is one more exchange of the weights in an *update*; a sharded teacher
     would have to be gathered in every *micro-batch*. All ranks then average the same numbers, so a teacher is the same bits on
-    every rank, and the same however many ranks there are.
+    every rank, and the same however many ranks there are; but for the statistics of batch norms, which each rank takes from its
+    own micro-batches.
     """
 
     def __init__(self, student: Student, is_averaged: Callable[[str], bool], start: Student | None = None) -> None:
