@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from isogloss.core.errors import DataError
 from isogloss.evaluation.calibration import (
     area_under_curve,
     calibration_counts,
@@ -131,3 +132,12 @@ def test_unknown_languages_test_the_rejection_and_nothing_else() -> None:
     # the temperature makes ECE vanish: two thirds are right, all at the same posterior
     assert records["ece"].value == pytest.approx(0.9 - 2 / 3)
     assert records["log_loss_scaled"].value < records["log_loss"].value
+
+
+def test_a_corpus_of_unknown_languages_only() -> None:
+    unknown = scored(["de"] * 4, ["fr"] * 4, confidence=0.4)
+    with pytest.raises(DataError, match="is a class of the model"):
+        identification_records(unknown, system="s", task="t", dataset="d")
+    calibration = Calibration(temperature=1.0, threshold=math.log(0.5), how="by hand")
+    records = identification_records(unknown, system="s", task="t", dataset="d", calibration=calibration)
+    assert [(record.metric, record.value) for record in records] == [("false_acceptance", 0.0)]

@@ -125,7 +125,8 @@ def identification_records(
     """Return every figure that the labels allow, the overall ones first, then one per region and language.
 
     Intervals resample speakers (`bootstrap`). Cavg and EER are those of detection by each language's log-likelihood ratio under
-    a flat prior. `cluster_error_share` is the part of all errors that stay inside a group of related languages.
+    a flat prior. `cluster_error_share` is the part of all errors that stay inside a group of related languages. `DataError` where no label
+    is a class and nothing says what to reject.
     """
     is_known_B = scored.is_known_B
     known = scored.rows(is_known_B)
@@ -175,8 +176,13 @@ def identification_records(
         _add_calibration(known, calibration, add, of_counts)
         _add_detection(known, add, of_counts, seed)
         _add_clusters(known, mistakes, add, of_counts)
-    if known.labels and not is_known_B.all():
+    if not is_known_B.all():
         _add_rejection(scored, calibration, add, seed)
+    if not records:
+        raise DataError(
+            f"no label of `{dataset}` ({', '.join(sorted(set(scored.labels))[:5])}) is a class of the model "
+            f"({', '.join(scored.classes[:5])}); is it labelled the same way? Of unknown languages only, `--dev` tells what is accepted"
+        )
     _add_languages(known, add, of_counts)
     return records
 
@@ -233,12 +239,13 @@ def _add_rejection(scored: Scored, calibration: Calibration | None, add: Any, se
     part = scored if calibration is None else scored.at_temperature(calibration.temperature)
     best_B, is_known_B = part.scores_BC.max(axis=1), part.is_known_B
     unknown = sorted({label for label in part.labels if label not in part.classes})
-    for metric, statistic, higher in (
-        ("unknown_auroc", area_under_curve(best_B, is_known_B), True),
-        ("unknown_eer", equal_error_rate(best_B, is_known_B), False),
-    ):
-        estimate = bootstrap_weighted(statistic, len(best_B), clusters=part.speakers, seed=seed)
-        add(metric, estimate, higher, unknown_languages=unknown)
+    if is_known_B.any():
+        for metric, statistic, higher in (
+            ("unknown_auroc", area_under_curve(best_B, is_known_B), True),
+            ("unknown_eer", equal_error_rate(best_B, is_known_B), False),
+        ):
+            estimate = bootstrap_weighted(statistic, len(best_B), clusters=part.speakers, seed=seed)
+            add(metric, estimate, higher, unknown_languages=unknown)
     if calibration is None:
         return
     is_accepted_B = best_B >= calibration.threshold
@@ -246,6 +253,8 @@ def _add_rejection(scored: Scored, calibration: Calibration | None, add: Any, se
         ("false_rejection", ~is_accepted_B, is_known_B),
         ("false_acceptance", is_accepted_B, ~is_known_B),
     ):
+        if not of_B.any():
+            continue
         counts = np.stack([wrong_B & of_B, of_B], axis=1).astype(float)
         estimate = bootstrap(counts, ratio, clusters=part.speakers, seed=seed)
         add(metric, estimate, False, threshold=calibration.threshold, chosen=calibration.how)
