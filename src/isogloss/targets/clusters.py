@@ -1,10 +1,10 @@
 """Mini-batch k-means on features that need not fit in memory, on CPU or GPU, on one process or many.
 
-Nested mini-batches (arXiv 1602.02934): k-means++ seeds on a small sample, Lloyd's iterations on it until they hardly help,
-twice as many rows, and so on to a sample that fits in memory; then passes over everything, block by block. On the first
-sample, where an iteration costs next to nothing, centroids also breathe (arXiv 2006.15666): some are added where the error
-is largest and as many taken away where they are missed least, which leaves the local minimum that seeds lead to. A plain
-mini-batch pays for every small step of its centroids. All random draws come from the seed.
+Nested mini-batches (arXiv 1602.02934): seeds from a small sample, Lloyd's iterations on a larger one that fits in memory, and a
+pass over everything, block by block. Each seed is the best of several rows drawn as k-means++ draws them (Arthur and
+Vassilvitskii 2007, section 7). While the sample is small and an iteration costs next to nothing, the centroids that are missed
+least move, again and again, to where a seed helps most, which leaves the local minimum that the first seeds lead to. A plain
+mini-batch pays for every small step of its centroids with rows. All random draws come from the seed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from isogloss.nn.product import multiply
 Block = Tensor | NDArray[Any]  # rows × D, float16 or float32; may be a memory map
 Progress = Callable[[str, int, int], None]  # (what is being done, rows done, rows in all; of this process)
 
-_CHUNK_ROWS = 8192
+_CHUNK_ROWS = 4096  # few enough to stay in a cache
 _ROWS_PER_UNIT = 256  # of the sample in memory: its centroids lie within a hundredth of a spread of the whole's
-_SEED_ROWS_PER_UNIT = 40
+_SEED_ROWS_PER_UNIT = (20, 20, 40, 40, 80)  # of the sample of each round of moves
+_LEAST_SEED_ROWS = 4096
+_MOVED = 0.2  # of the centroids, in the first round; ever fewer in the next
+_TRIES = 16  # rows drawn for a seed
 _COARSE = 0.05  # of the variance: clusters that leave less are too tight for bfloat16
 _MAX_STEPS = 100  # on one sample
-_BREATHS = 5  # breaths in and out that may fail, each with half as many centroids as the one before
 _CANDIDATES = 64  # rows kept in a pass for units that will turn out empty
 
 
@@ -62,8 +64,8 @@ def fit_clusters(
     num_units: int,
     *,
     seed: int = 0,
-    restarts: int = 3,
-    max_passes: int = 3,
+    restarts: int = 1,
+    max_passes: int = 1,
     tolerance: float = 5e-3,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -71,8 +73,8 @@ def fit_clusters(
     """Fit `num_units` centroids to the rows of all blocks of all processes.
 
     Every process gives its own blocks and gets the same centroids; sums go through `core.dist`. Of `restarts` seedings the
-    one with the least inertia on the first sample goes on. Within a sample, iterations end when the inertia falls by less
-    than `tolerance`; so do passes over all rows, after at most `max_passes`. A unit without rows moves to a row drawn with
+    one with the least inertia on the first sample goes on. Iterations on the sample in memory end when the inertia falls by
+    less than `tolerance`; so do passes over all rows, after at most `max_passes`. A unit without rows moves to a row drawn with
     a chance proportional to its squared distance. Raises `DataError` for fewer rows than units or rows that are not finite.
     """
     device = torch.device(device)
@@ -89,26 +91,21 @@ def fit_clusters(
     if not len(sample_ND):
         sample_ND = sample_ND.new_zeros(0, len(fit.mean_D))  # a process without blocks does not know the width
     if not dist.any_rank(not bool(torch.isfinite(sample_ND).all()), device):
-        first = _share(min(num_rows, max(_SEED_ROWS_PER_UNIT * num_units, 4096)), ranks, wanted)
-        for fit.dtype in (torch.bfloat16, torch.float32):
-            centred_ND = fit.centred(sample_ND)
-            # Every process works on the whole of the first sample, and so all do the same.
-            centroids_CD, share_left = fit.seeded(_gathered(centred_ND[: first[dist.rank()]], first), restarts)
+        sample_ND -= fit.mean_D
+        first = _share(min(num_rows, max(_SEED_ROWS_PER_UNIT[-1] * num_units, _LEAST_SEED_ROWS)), ranks, wanted)
+        # Every process works on the whole of the first sample, and so all do the same.
+        seeding_ND = _gathered(sample_ND[: first[dist.rank()]], first)
+        for fit.dtype in (torch.bfloat16, torch.float32):  # half precision where that tells which centroid is nearest
+            centroids_CD, share_left = fit.seeded(seeding_ND, restarts)
             if share_left > _COARSE:
                 break
-        rows = sum(first)
-        while True:
-            share = _share(rows, ranks, wanted)[dist.rank()]
-            centroids_CD, inertia = fit.lloyd(centroids_CD, sample_ND[:share], centred_ND[:share])
-            if rows >= wanted:
-                break
-            rows = min(2 * rows, wanted)
-        del sample_ND, centred_ND
+        centroids_CD, inertia = fit.lloyd(centroids_CD, sample_ND)
+        del sample_ND, seeding_ND
         passes = 0
         while passes < max_passes and wanted < num_rows:
             passes += 1
             before = inertia
-            centroids_CD, inertia, _ = fit.step(centroids_CD, _chunks(blocks, device), ranks[dist.rank()], "pass")
+            centroids_CD, inertia, _ = fit.step(centroids_CD, _chunks(blocks, fit.mean_D), ranks[dist.rank()], "pass")
             if passes > 1 and before - inertia <= tolerance * before:
                 break
         if math.isfinite(inertia):
@@ -127,47 +124,35 @@ class _Fit:
         self.rows_assigned = 0
         self.steps = 0
 
-    def centred(self, values_ND: Tensor) -> Tensor:
-        """Return rows around the mean, in bfloat16 where that tells which centroid is nearest: it costs half."""
-        centred_ND = torch.empty(values_ND.shape, dtype=self.dtype, device=values_ND.device)
-        for start in range(0, len(values_ND), _CHUNK_ROWS):
-            stop = start + _CHUNK_ROWS
-            centred_ND[start:stop] = values_ND[start:stop] - self.mean_D
-        return centred_ND
-
-    def seeded(self, centred_ND: Tensor, restarts: int) -> tuple[Tensor, float]:
+    def seeded(self, sample_ND: Tensor, restarts: int) -> tuple[Tensor, float]:
         """Return the best of several seedings, C×D, and the share of the variance that it leaves."""
-        sample = _Sample(centred_ND)
+        sample = _Sample(sample_ND, self.dtype)
         best: _Fitted | None = None
         for restart in range(restarts):
             if self.progress is not None:
                 self.progress("seeding", restart, restarts)
-            draws = generator("kmeans seeds", self.seed, restart)
-            found = _breathe(sample, sample.settle(_plus_plus(sample, self.num_units, draws), 8), draws)
+            found = _seeds(sample, self.num_units, generator("kmeans seeds", self.seed, restart))
             if best is None or found.inertia < best.inertia:
                 best = found
         assert best is not None
         return best.centroids_CD, best.inertia / max(float(sample.norms_N.double().sum()), 1e-30)
 
-    def lloyd(self, centroids_CD: Tensor, values_ND: Tensor, centred_ND: Tensor) -> tuple[Tensor, float]:
+    def lloyd(self, centroids_CD: Tensor, sample_ND: Tensor) -> tuple[Tensor, float]:
         """Iterate on rows in memory until the inertia hardly falls; return centroids and the inertia before the last update."""
-        before = math.inf
+        before, name = math.inf, f"{len(sample_ND):,} frames"
         for _ in range(_MAX_STEPS):
-            parts = zip(values_ND.split(_CHUNK_ROWS), centred_ND.split(_CHUNK_ROWS), strict=True)
-            name = f"{len(values_ND):,} frames"
-            centroids_CD, inertia, num_empty = self.step(centroids_CD, parts, len(values_ND), name)
+            centroids_CD, inertia, num_empty = self.step(
+                centroids_CD, sample_ND.split(_CHUNK_ROWS), len(sample_ND), name
+            )
             if not num_empty and inertia > (1 - self.tolerance) * before:
                 break
             before = inertia
         return centroids_CD, inertia
 
     def step(
-        self, centroids_CD: Tensor, chunks: Iterable[tuple[Tensor, Tensor | None]], num_rows: int, name: str
+        self, centroids_CD: Tensor, chunks: Iterable[Tensor], num_rows: int, name: str
     ) -> tuple[Tensor, float, int]:
-        """Assign all rows and move the centroids to their means; return them, the inertia before it, and the empty units.
-
-        A chunk is rows as they are and, where they are at hand, around the mean.
-        """
+        """Assign all rows and move the centroids to their means; return them, the inertia before it, and the empty units."""
         device, width = centroids_CD.device, centroids_CD.shape[1]
         draws = generator("kmeans empty", self.seed, self.steps, dist.rank(), device=device)
         centred_CD, half_norms_C = _rounded(centroids_CD, self.dtype)
@@ -176,11 +161,9 @@ class _Fit:
         inertia = torch.zeros((), dtype=torch.float64, device=device)
         far = _Far(width, device)
         done = 0
-        for values_RD, centred_RD in chunks:
-            if centred_RD is None:
-                centred_RD = (values_RD - self.mean_D).to(self.dtype)
-            units_R, scores_R = _nearest(centred_RD, centred_CD, half_norms_C)
-            distances_R = (centred_RD.float().square().sum(1) - 2 * scores_R).clamp(min=0.0)
+        for values_RD in chunks:
+            units_R, scores_R = _nearest(values_RD.to(self.dtype), centred_CD, half_norms_C)
+            distances_R = (_squared_norms(values_RD) - 2 * scores_R).clamp(min=0.0)
             sums_CD += _sum_by_unit(values_RD, units_R, self.num_units)
             counts_C += torch.bincount(units_R, minlength=self.num_units)
             inertia += distances_R.double().sum()
@@ -191,13 +174,13 @@ class _Fit:
         totals = torch.cat([sums_CD.flatten(), counts_C, inertia[None]])
         totals = dist.sum_over_ranks(totals)
         sums_CD, counts_C = totals[: -self.num_units - 1].view_as(sums_CD), totals[-self.num_units - 1 : -1]
-        means_CD = (sums_CD / counts_C.clamp(min=1)[:, None]).float() - self.mean_D
+        means_CD = (sums_CD / counts_C.clamp(min=1)[:, None]).float()
         empty = (counts_C == 0).nonzero()[:, 0]
         if len(empty):
             rows_ED = far.best(len(empty))
             # With fewer rows than empty units (all rows lie on centroids) the others stay where they are.
             means_CD[empty] = centroids_CD[empty]
-            means_CD[empty[: len(rows_ED)]] = rows_ED - self.mean_D
+            means_CD[empty[: len(rows_ED)]] = rows_ED
         self.steps += 1
         self.rows_assigned += int(counts_C.sum())
         return means_CD, float(totals[-1] / counts_C.sum()), len(empty)
@@ -234,17 +217,24 @@ class _Far:
 
 def _nearest(values_RD: Tensor, centroids_CD: Tensor, half_norms_C: Tensor) -> tuple[Tensor, Tensor]:
     """Return the nearest centroid of each row and its score x·c − ‖c‖²/2, which is (‖x‖² − ‖x − c‖²)/2."""
-    if values_RD.dtype == torch.float32:
-        best = multiply(values_RD, centroids_CD, -half_norms_C).max(1)
-    else:
-        best = (values_RD @ centroids_CD.T).float().sub_(half_norms_C).max(1)
+    best = _scores(values_RD, centroids_CD, half_norms_C).max(1)
     return best.indices, best.values
+
+
+def _scores(values_RD: Tensor, centroids_CD: Tensor, half_norms_C: Tensor) -> Tensor:
+    if values_RD.dtype == torch.float32:
+        return multiply(values_RD, centroids_CD, -half_norms_C)
+    return (values_RD @ centroids_CD.T).float().sub_(half_norms_C)
 
 
 def _rounded(centroids_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return centroids in the precision of the products, and half of the squared norms of just these."""
     rounded_CD = centroids_CD.to(dtype)
     return rounded_CD, rounded_CD.float().square().sum(1) / 2
+
+
+def _squared_norms(values_ND: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values_ND, dim=1).square()
 
 
 def _sum_by_unit(values_RD: Tensor, units_R: Tensor, num_units: int) -> Tensor:
@@ -257,21 +247,27 @@ def _sum_by_unit(values_RD: Tensor, units_R: Tensor, num_units: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Centroids, and the sample's inertia (a sum), nearest centroids and scores under them."""
+    """Centroids; a sample's inertia under them (a sum); its rows' nearest and second nearest, and how much farther these are."""
 
     centroids_CD: Tensor
     inertia: float
+    errors_N: Tensor
     units_N: Tensor
-    scores_N: Tensor
+    seconds_N: Tensor
+    losses_N: Tensor
 
 
 class _Sample:
-    """The first sample, small enough to be gone through a hundred times."""
+    """The first sample, small enough to be gone through many times."""
 
-    def __init__(self, centred_ND: Tensor) -> None:
-        self.centred_ND = centred_ND
-        self.values_ND = centred_ND.float()
-        self.norms_N = self.values_ND.square().sum(1)
+    def __init__(self, values_ND: Tensor, dtype: torch.dtype) -> None:
+        self.values_ND = values_ND
+        self.rounded_ND = values_ND.to(dtype)
+        self.norms_N = _squared_norms(self.rounded_ND.float())
+
+    def head(self, num_rows: int) -> _Sample:
+        """Return its first rows."""
+        return _Sample(self.values_ND[:num_rows], self.rounded_ND.dtype)
 
     def settle(self, centroids_CD: Tensor, steps: int) -> _Fitted:
         """Return what a few of Lloyd's iterations make of centroids."""
@@ -284,83 +280,62 @@ class _Sample:
         return fitted
 
     def _assigned(self, centroids_CD: Tensor) -> _Fitted:
-        centred_CD, half_norms_C = _rounded(centroids_CD, self.centred_ND.dtype)
-        found = [_nearest(part, centred_CD, half_norms_C) for part in self.centred_ND.split(_CHUNK_ROWS)]
-        units_N, scores_N = torch.cat([units for units, _ in found]), torch.cat([scores for _, scores in found])
-        return _Fitted(centroids_CD, float((self.norms_N - 2 * scores_N).double().sum()), units_N, scores_N)
-
-    def distances(self, rows_T: Tensor) -> Tensor:
-        """Return squared distances of all rows to some of them, T×N."""
-        rows_T = rows_T.to(self.norms_N.device)
-        products_TN = (self.centred_ND @ self.centred_ND[rows_T].T).T.float()
-        distances_TN = (self.norms_N - 2 * products_TN + self.norms_N[rows_T][:, None]).clamp_(min=0.0)
-        distances_TN[torch.arange(len(rows_T), device=rows_T.device), rows_T] = 0.0
-        return distances_TN
-
-    def seconds(self, fitted: _Fitted) -> tuple[Tensor, Tensor]:
-        """Return each row's second nearest centroid, and how much farther it is (squared)."""
-        centred_CD, half_norms_C = _rounded(fitted.centroids_CD, self.centred_ND.dtype)
+        rounded_CD, half_norms_C = _rounded(centroids_CD, self.rounded_ND.dtype)
         found = []
-        for part, units in zip(self.centred_ND.split(_CHUNK_ROWS), fitted.units_N.split(_CHUNK_ROWS), strict=True):
-            scores = (part @ centred_CD.T).float().sub_(half_norms_C).scatter_(1, units[:, None], float("-inf"))
-            found.append(scores.max(1))
-        seconds_N = torch.cat([best.indices for best in found])
-        return seconds_N, 2 * (fitted.scores_N - torch.cat([best.values for best in found])).clamp(min=0.0)
+        for part in self.rounded_ND.split(_CHUNK_ROWS):
+            scores_RC = _scores(part, rounded_CD, half_norms_C)
+            best, units = scores_RC.max(1)
+            second, seconds = scores_RC.scatter_(1, units[:, None], -math.inf).max(1)
+            found.append((best, units, seconds, 2 * (best - second)))
+        scores_N, units_N, seconds_N, losses_N = (torch.cat(column) for column in zip(*found, strict=True))
+        errors_N = (self.norms_N - 2 * scores_N).clamp(min=0.0)
+        return _Fitted(centroids_CD, float(errors_N.double().sum()), errors_N, units_N, seconds_N, losses_N)
+
+    def seeds(self, nearest_N: Tensor, wanted: int, draws: torch.Generator) -> Tensor:
+        """Draw rows one after the other, each the one of several that helps most, S×D; `nearest_N` are squared distances."""
+        chosen = torch.zeros(wanted, dtype=torch.int64, device=nearest_N.device)
+        for place in range(wanted):
+            ends_N = nearest_N.double().cumsum(0)
+            at_T = torch.rand(_TRIES, generator=draws, dtype=torch.float64).to(ends_N) * ends_N[-1]
+            rows_T = torch.searchsorted(ends_N, at_T, right=True).clamp(max=len(ends_N) - 1)
+            distances_TN = (self.rounded_ND[rows_T] @ self.rounded_ND.T).float().mul_(-2)
+            distances_TN.add_(self.norms_N).add_(self.norms_N[rows_T][:, None]).clamp_(min=0.0)
+            distances_TN = torch.minimum(distances_TN, nearest_N)
+            best = distances_TN.sum(1).argmin()
+            chosen[place] = rows_T[best]
+            nearest_N = distances_TN[best].index_fill(0, rows_T[best], 0.0)
+        return self.values_ND[chosen]
 
 
-def _plus_plus(sample: _Sample, num_units: int, draws: torch.Generator) -> Tensor:
-    """Draw seeds one after the other with chances proportional to squared distances (Arthur and Vassilvitskii 2007), C×D."""
-    num_rows = len(sample.norms_N)
-    chosen = torch.randint(num_rows, (1,), generator=draws)
-    nearest_N = sample.distances(chosen)[0]
-    while len(chosen) < num_units:
-        # A few rows at once, each drawn by the distances before them: a product with one row is all memory traffic.
-        wanted = min(max(len(chosen) // 8, 1), num_units - len(chosen))
-        ends_N = nearest_N.double().cumsum(0)
-        at = torch.rand(wanted, generator=draws, dtype=torch.float64).to(ends_N) * ends_N[-1]
-        rows_T = torch.searchsorted(ends_N, at, right=True).clamp(max=num_rows - 1)
-        nearest_N = torch.minimum(sample.distances(rows_T).amin(0), nearest_N)
-        chosen = torch.cat([chosen, rows_T.cpu()])
-    return sample.values_ND[chosen.to(nearest_N.device)]
+def _seeds(sample: _Sample, num_units: int, draws: torch.Generator) -> _Fitted:
+    """Return seeds after rounds of moves, each on more rows and with fewer centroids that move."""
+    centroids_CD: Tensor | None = None
+    for done, per_unit in enumerate(_SEED_ROWS_PER_UNIT):
+        part = sample.head(max(per_unit * num_units, _LEAST_SEED_ROWS))
+        if centroids_CD is None:
+            centroids_CD = part.seeds(part.norms_N, num_units, draws)
+        fitted = part.settle(centroids_CD, 2)
+        gone = _least_missed(fitted, int(_MOVED * num_units * (1 - done / len(_SEED_ROWS_PER_UNIT))))
+        is_gone_C = torch.zeros(num_units, dtype=torch.bool, device=gone.device).index_fill(0, gone, True)
+        nearest_N = fitted.errors_N + fitted.losses_N * is_gone_C[fitted.units_N]
+        centroids_CD = fitted.centroids_CD.index_copy(0, gone, part.seeds(nearest_N, len(gone), draws))
+    assert centroids_CD is not None
+    return sample.settle(centroids_CD, 2)
 
 
-def _breathe(sample: _Sample, best: _Fitted, draws: torch.Generator) -> _Fitted:
-    """Add centroids where the error is largest, take as many away where they are missed least, keep what is better."""
-    num_units, width = best.centroids_CD.shape
-    size, failures = max(num_units // 5, 1), 0
-    while failures < _BREATHS and size:
-        errors_N = sample.norms_N - 2 * best.scores_N
-        errors_C = errors_N.new_zeros(num_units).index_add_(0, best.units_N, errors_N)
-        counts_C = torch.bincount(best.units_N, minlength=num_units).clamp(min=1)
-        worst_S = errors_C.topk(size).indices
-        spread_S = (errors_C / counts_C)[worst_S].clamp(min=0.0).sqrt() / math.sqrt(width)
-        noise_SD = torch.randn(size, width, generator=draws).to(spread_S)
-        beside_SD = best.centroids_CD[worst_S] + 0.1 * spread_S[:, None] * noise_SD
-        more = sample.settle(torch.cat([best.centroids_CD, beside_SD]), 2)
-        fewer = sample.settle(more.centroids_CD[_most_missed(sample, more, num_units)], 2)
-        if fewer.inertia < best.inertia * (1 - 1e-3):
-            best = fewer
-        else:
-            failures, size = failures + 1, size // 2
-    return best
-
-
-def _most_missed(sample: _Sample, fitted: _Fitted, wanted: int) -> Tensor:
-    """Return the centroids without which the inertia would rise most; one that stands in for one taken away stays."""
+def _least_missed(fitted: _Fitted, wanted: int) -> Tensor:
+    """Return the centroids without which the inertia would rise least; one that stands in for one of them is none of them."""
     num_units = len(fitted.centroids_CD)
-    seconds_N, losses_N = sample.seconds(fitted)
-    losses_C = losses_N.new_zeros(num_units).index_add_(0, fitted.units_N, losses_N)
-    pairs = torch.bincount(fitted.units_N * num_units + seconds_N, minlength=num_units * num_units)
+    losses_C = fitted.losses_N.new_zeros(num_units).index_add_(0, fitted.units_N, fitted.losses_N)
+    pairs = torch.bincount(fitted.units_N * num_units + fitted.seconds_N, minlength=num_units * num_units)
     stand_in = pairs.view(num_units, num_units).argmax(1).tolist()
-    order = losses_C.argsort().tolist()
-    gone: set[int] = set()
+    gone: list[int] = []
     spared: set[int] = set()
-    for is_last_resort in (False, True):
-        for unit in order:
-            if len(gone) < num_units - wanted and (is_last_resort or unit not in spared):
-                gone.add(unit)
-                spared.add(stand_in[unit])
-    return torch.tensor([unit for unit in range(num_units) if unit not in gone], device=losses_C.device)
+    for unit in losses_C.argsort().tolist():
+        if len(gone) < wanted and unit not in spared:
+            gone.append(unit)
+            spared.add(stand_in[unit])
+    return torch.tensor(gone, dtype=torch.int64, device=losses_C.device)
 
 
 def _draw_rows(blocks: Sequence[Block], wanted: int, draws: torch.Generator) -> Tensor:
@@ -384,13 +359,13 @@ def _draw_rows(blocks: Sequence[Block], wanted: int, draws: torch.Generator) -> 
     return sample_ND
 
 
-def _chunks(blocks: Sequence[Block], device: torch.device) -> Iterator[tuple[Tensor, None]]:
-    """Yield all rows, block by block, a few thousand at once."""
+def _chunks(blocks: Sequence[Block], mean_D: Tensor) -> Iterator[Tensor]:
+    """Yield all rows around the mean, block by block, a few thousand at once."""
     for block in blocks:
         for start in range(0, len(block), _CHUNK_ROWS):
             part = block[start : start + _CHUNK_ROWS]
             values = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            yield values.to(device).float(), None
+            yield values.to(mean_D.device).float() - mean_D
 
 
 def _mean_row(sample_ND: Tensor) -> Tensor:
@@ -414,7 +389,7 @@ def _gathered(mine_RD: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the rows of all processes, the same on each."""
     if not dist.is_distributed():
         return mine_RD
-    table = mine_RD.new_zeros(sum(counts), mine_RD.shape[1], dtype=torch.float32)
+    table = mine_RD.new_zeros(sum(counts), mine_RD.shape[1])
     first = sum(counts[: dist.rank()])
-    table[first : first + len(mine_RD)] = mine_RD.float()
-    return dist.sum_over_ranks(table).to(mine_RD.dtype)
+    table[first : first + len(mine_RD)] = mine_RD
+    return dist.sum_over_ranks(table)
