@@ -91,6 +91,7 @@ def recipe(model: Path, target: Path, **sections: dict[str, Any]) -> AdaptRecipe
         },
         "optim": {"lr": 1e-3},
         "training": {"passes": 2, "log_every": 1},
+        "method": {},
     }
     tree = {name: {**values, **sections.get(name, {})} for name, values in defaults.items()}
     return parse_adapt(tree, "test")
@@ -271,6 +272,8 @@ def test_the_mixture_divides_by_speaker_and_replays_its_share(target: Path, othe
     assert prepare_mixture(tmp_path / "corpus", target, **settings) == mixture
     with pytest.raises(DataError, match="made of other corpora or settings"):
         prepare_mixture(tmp_path / "corpus", target, **{**settings, "replay": 0.2})
+    with pytest.raises(DataError, match="its held-out part"):
+        prepare_mixture(tmp_path / "same", target, heldout=0.3, source=target, replay=0.5)
     with pytest.raises(DataError, match="replay needs a source corpus"):
         prepare_mixture(tmp_path / "more", target, heldout=0.3, replay=0.2)
 
@@ -294,6 +297,15 @@ def test_the_command_line(model: Path, target: Path, tmp_path: Path, capsys: pyt
         main([*command, "--method", "continue"])
     assert left.value.code == 2
     assert "did you mean `continued`" in capsys.readouterr().err
+
+
+def test_a_folder_belongs_to_one_method(model: Path, target: Path, tmp_path: Path) -> None:
+    adapt(recipe(model, target, training={"passes": 0}, method={"name": "gates"}), tmp_path)
+    changed = recipe(model, target, training={"passes": 0}, method={"name": "gates", "freeze_shared": True})
+    with pytest.raises(
+        ConfigError, match=r"was begun with another method: `method.freeze_shared` \(was False, is True\)"
+    ):
+        adapt(changed, tmp_path)
 
 
 def test_methods_are_files() -> None:

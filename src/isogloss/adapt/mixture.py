@@ -42,8 +42,8 @@ def prepare_mixture(
     """Divide the target corpus by speaker (by recording where speakers are unknown or too few), mix in source audio, and write both parts.
 
     `replay` is the share of the seconds of training that comes from `source`: its utterances are drawn at random, all of them
-    again where they do not suffice. Recordings of `tests` are refused. A folder that is there already is used as it is, if it
-    was made of the same: otherwise `DataError`.
+    again where they do not suffice. Recordings of `tests`, and held-out ones among the source audio, are refused. A folder
+    that is there already is used as it is, if it was made of the same: otherwise `DataError`.
     """
     if replay and source is None:
         raise DataError("replay needs a source corpus; give one with `--replay-data DIR`")
@@ -57,6 +57,8 @@ def prepare_mixture(
         "settings": [heldout, replay, min_seconds, seed],
     }
     parts, divided_by = _divide(target_cuts, heldout, seed)
+    if source_cuts:
+        refuse_test_audio(source_cuts, parts["heldout"], f"{target} (its held-out part)")
     seconds = _seconds(parts["train"])
     wanted = seconds * replay / (1 - replay)
     replayed = _draw(source_cuts, wanted, seed) if replay else []

@@ -92,6 +92,7 @@ def adapt(
         explained_failures(),
     ):
         mixture = on_main(lambda: _mixture(recipe, run_dir, tests, replay_data))
+        on_main(lambda: _same_method(recipe, run_dir))
         resolved = _with_corpus(recipe, mixture)
         job: Job = method.build(resolved, method.Config.model_validate(recipe.method), run_dir)
         learner = job.learner.to(device)
@@ -136,6 +137,21 @@ def _mixture(
         min_seconds=recipe.recipe.data.min_seconds,
         seed=recipe.recipe.training.seed,
     )
+
+
+def _same_method(recipe: AdaptRecipe, run_dir: Path) -> None:
+    """Refuse a folder that was begun with another method: the masks that were found then would be told as these."""
+    mark, own = run_dir / "method.json", recipe.method
+    if not mark.exists():
+        mark.write_text(json.dumps(own) + "\n", encoding="utf-8")
+        return
+    old = json.loads(mark.read_text(encoding="utf-8"))
+    changed = sorted(key for key in {*old, *own} if old.get(key) != own.get(key))
+    if changed:
+        told = ", ".join(f"`method.{key}` (was {old.get(key)!r}, is {own.get(key)!r})" for key in changed)
+        raise ConfigError(
+            f"{run_dir} was begun with another method: {told}; go on with the old one, or choose another folder"
+        )
 
 
 def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> Recipe:
