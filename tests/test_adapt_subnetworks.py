@@ -221,6 +221,10 @@ def test_lesions_take_what_only_one_language_uses(corpus: Path) -> None:
         taken = control[name].weight != whole[name].weight
         assert taken.sum() == unique.sum()
         assert not (taken & unique).any()
+    alone = learner()
+    find_subnetworks(alone, recipe_of(corpus), ["a"], SubnetworkConfig(importance="random"))
+    with pytest.raises(DataError, match="is the only one"):
+        lesioned(alone.encoder, "a")
 
 
 def test_no_language_outweighs_the_others_in_a_shared_mask() -> None:

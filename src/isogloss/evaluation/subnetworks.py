@@ -126,6 +126,8 @@ def lesioned(encoder: Encoder, language: str, *, at_random: int | None = None) -
     found = masks_of(encoder)
     assert encoder.edits is not None
     others = [other for other in range(len(encoder.edits.languages)) if other != row]
+    if not others:
+        raise DataError(f"a lesion takes what only one language uses, but `{language}` is the only one")
     dense = copy.deepcopy(encoder)
     for name, matrix in matrices(dense).items():
         edit = found[name]
@@ -172,10 +174,13 @@ def spearman(left: Any, right: Any) -> float:
 
 
 def _random_like(lesion: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    order = torch.rand(lesion.shape, generator=random).masked_fill(lesion, -1.0).reshape(-1).argsort(descending=True)
+    # On the CPU, where the generator lives.
+    order = (
+        torch.rand(lesion.shape, generator=random).masked_fill(lesion.cpu(), -1.0).reshape(-1).argsort(descending=True)
+    )
     chosen = torch.zeros(lesion.numel(), dtype=torch.bool)
     chosen[order[: int(lesion.sum())]] = True
-    return chosen.view(lesion.shape)
+    return chosen.view(lesion.shape).to(lesion.device)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
