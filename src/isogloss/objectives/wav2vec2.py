@@ -16,10 +16,10 @@ fairseq's batches, it is fairseq's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, Literal, final
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from isogloss.core.rng import utterance_generators
@@ -30,15 +30,12 @@ from isogloss.losses.contrastive import cosine_logits, info_nce
 from isogloss.losses.diversity import diversity_loss
 from isogloss.losses.negatives import draw_within_utterances
 from isogloss.nn.dropout import Dropout
-from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight, perplexity_watch
+from isogloss.objectives.base import Objective, Watch
 from isogloss.targets.gumbel import GumbelQuantizer
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
-
-class Config(ObjectiveConfig):
+class Config(GumbelConfig):
     """Settings of wav2vec 2.0; the defaults are BASE. LARGE: target_width = final_width = 768, feature_penalty 0,
     gumbel_temperature_end 0.1, feature_dropout 0 (arXiv 2006.11477, §4.2, and the released configurations).
 
@@ -64,46 +61,24 @@ class Config(ObjectiveConfig):
     equalize_masks: bool = False
     num_negatives: Count = 100
     temperature: Positive = 0.1
-    num_codebooks: Count = 2
-    num_codes: Annotated[int, Field(ge=2)] = 320
-    target_width: Count = 256
     final_width: Count = 256
-    gumbel_temperature_start: Positive = 2.0
-    gumbel_temperature_end: Positive = 0.5
-    temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
-    diversity_weight: Weight = 0.1
     feature_penalty: Weight = 10.0
     feature_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.target_width % self.num_codebooks:
-            raise ValueError(
-                f"target_width must be a multiple of num_codebooks, but {self.target_width} is not one of {self.num_codebooks}"
-            )
-        if self.gumbel_temperature_end > self.gumbel_temperature_start:
-            raise ValueError(
-                f"gumbel_temperature_end must be at most gumbel_temperature_start ({self.gumbel_temperature_start:g}), "
-                f"but is {self.gumbel_temperature_end:g}"
-            )
-        return self
-
-    def continued(self) -> Self:
-        """Return the settings with the Gumbel temperature at its end."""
-        return self.model_copy(update={"gumbel_temperature_start": self.gumbel_temperature_end})
 
     @classmethod
     def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Return the sizes of quantizer and projections; a released model's temperature has reached its end."""
-        codebook, targets = heads.get("quantizer.codebook"), heads.get("project_targets.weight")
-        if codebook is None or targets is None or codebook.shape[-1] == 0 or "project_context.weight" not in heads:
+        sizes, targets = cls.of_quantizer(heads), heads.get("project_targets.weight")
+        if sizes is None or targets is None or "project_context.weight" not in heads:
             return None
-        num_codebooks = targets.shape[1] // codebook.shape[-1]
-        sizes = {"num_codebooks": num_codebooks, "num_codes": codebook.numel() // codebook.shape[-1] // num_codebooks}
-        sizes |= {"target_width": targets.shape[1], "final_width": targets.shape[0]}
         # LARGE, XLSR and XLS-R end at 0.1, BASE at 0.5 (released configurations); the widths tell them apart.
         end = 0.5 if targets.shape[0] <= 256 else 0.1
-        return {**sizes, "gumbel_temperature_start": end, "gumbel_temperature_end": end}
+        return {
+            **sizes,
+            "final_width": targets.shape[0],
+            "gumbel_temperature_start": end,
+            "gumbel_temperature_end": end,
+        }
 
 
 @final
@@ -189,22 +164,12 @@ class Wav2Vec2(Objective):
 
     def after_step(self, progress: float) -> None:
         """Lower the temperature: it follows from the progress alone."""
-        start, end = self.config.gumbel_temperature_start, self.config.gumbel_temperature_end
-        share = min(progress / self.config.temperature_decay_fraction, 1.0)
-        self.gumbel_temperature.fill_(start * (end / start) ** share)
+        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))
 
 
 def _watches(config: Config) -> tuple[Watch, ...]:
-    num_codes = config.num_codebooks * config.num_codes
     return (
-        Watch(
-            metric="probability_perplexity",
-            low=0.1 * num_codes,
-            meaning=f"the codebooks have collapsed to a few of their {num_codes} codes",
-            advice="raise `objective.diversity_weight`, lower the learning rate, or put more seconds into an update",
-            patience=200,
-            grace=100,
-        ),
+        perplexity_watch(config),
         Watch(
             metric="contrastive_loss",
             low=0.1,
