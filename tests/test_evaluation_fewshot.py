@@ -67,6 +67,11 @@ def test_more_shots_and_better_features_give_more_and_no_test_speaker_is_trained
     assert weak.counts_NPSIK.shape == (3, 3, 2, len(weak.ids), 6)
     noise = few_shot(planted(0.0), settings=SETTINGS)
     assert noise.accuracy(2).value == pytest.approx(1 / 3, abs=0.2)
+    several = planted(2.0, seed=1)
+    several.values[1] = np.zeros_like(several.values[0])
+    chosen = few_shot(several, settings=SETTINGS)
+    assert chosen.layer == 0
+    assert {record.search_budget for record in few_shot_records(chosen, dataset="d")} == {2}
     same = few_shot(planted(0.7, seed=1), settings=SETTINGS)
     assert np.array_equal(same.counts_NPSIK, weak.counts_NPSIK)
 
@@ -90,6 +95,9 @@ def test_area_and_equivalents_have_closed_forms() -> None:
     assert equivalent_shots(theirs, ours, 0) == 0.0
     halfway = curve("halfway", [0.6, 0.6, 0.6], shots)
     assert equivalent_shots(halfway, ours, 0) == pytest.approx(10**0.5)
+    plateau = curve("plateau", [0.3, 0.6, 0.6], shots)
+    assert equivalent_shots(halfway, plateau, 0) == pytest.approx(10)
+    assert equivalent_shots(curve("low", [0.5] * 3, shots), curve("flat", [0.5] * 3, shots), 2) == pytest.approx(1)
     records = few_shot_records(ours, [theirs], dataset="d")
     gain = next(r for r in records if r.system == "ours − theirs" and r.meta.get("shots") == 10)
     assert gain.meta["relative_gain"] == pytest.approx(0.4)

@@ -73,6 +73,22 @@ def test_differences_are_paired_and_languages_count_the_same() -> None:
     assert found.low < found.value < found.high
 
 
+def test_means_over_languages_resample_speakers_where_they_are_known() -> None:
+    rng = np.random.default_rng(0)
+    speakers = [f"s{i % 8}" for i in range(160)]
+    bad = np.array([0.1 + 0.1 * (i % 8) for i in range(160)])  # how well a speaker is understood is the speaker's
+    counts = {n: np.stack([rng.binomial(20, bad), np.full(160, 20)], 1).astype(float) for n in "ab"}
+    zero = {n: LanguageCounts(own * [0, 1]) for n, own in counts.items()}
+    known = {n: LanguageCounts(own, speakers) for n, own in counts.items()}
+    unknown = {n: LanguageCounts(own) for n, own in counts.items()}
+    wide, narrow = (mean_difference(own, zero, ["a", "b"], resamples=300) for own in (known, unknown))
+    assert (wide.unit, wide.num_units, narrow.unit, narrow.num_units) == ("speaker", 16, "utterance", 320)
+    assert wide.value == pytest.approx(narrow.value)
+    assert wide.sd > 2 * narrow.sd
+    alone = difference(known["a"], zero["a"])
+    assert mean_difference(known, zero, ["a"], resamples=2000).sd == pytest.approx(alone.sd, rel=0.1)
+
+
 def test_forgetting_is_positive_where_errors_rose() -> None:
     before = system({"a": 0.3, "b": 0.3})
     after = {"adapted to a": system({"a": 0.2, "b": 0.5}, seed=3)}

@@ -53,6 +53,7 @@ class FewShotCurve:
     languages: list[str]
     speakers: list[str | None]
     fewest: dict[str, int]  # training utterances of the languages that have fewer than the most shots
+    num_layers_tried: int = 1
 
     def accuracy(self, index: int) -> Estimate:
         """Return the macro-accuracy at a number of shots, over draws, seeds and speakers."""
@@ -84,6 +85,7 @@ def few_shot(
     if not folds:
         raise DataError(f"few-shot language identification needs two languages with two {held_out}s each")
     train, test = max(folds, key=lambda fold: len({pooled.languages[i] for i in fold[1]}))
+    num_layers_tried = len(pooled.values) if layer is None else 1
     if layer is None:
         layer = choose_layer(pooled, train, held_out, lid or LidSettings())
     classes = sorted({pooled.languages[i] for i in train})
@@ -120,6 +122,7 @@ def few_shot(
         languages=truth,
         speakers=[None if (s := pooled.speakers[i]) in pooled.unknown_speakers else s for i in test],
         fewest={language: n for language, n in available.items() if n < max(settings.shots)},
+        num_layers_tried=num_layers_tried,
     )
 
 
@@ -154,7 +157,7 @@ def accuracy_difference(ours: FewShotCurve, theirs: FewShotCurve, index: int) ->
 
 
 def equivalent_shots(ours: FewShotCurve, theirs: FewShotCurve, index: int) -> float:
-    """Return how many shots the other system needs for our accuracy at a number of shots, read off its curve on a log scale.
+    """Return the fewest shots with which the other system has our accuracy at a number of shots, read off its curve on a log scale.
 
     Infinity where it never reaches it, and 0 where its first number of shots is already better.
     """
@@ -164,7 +167,9 @@ def equivalent_shots(ours: FewShotCurve, theirs: FewShotCurve, index: int) -> fl
         return float("inf")
     if target < curve[0]:
         return 0.0
-    return float(np.exp(np.interp(target, curve, np.log(theirs.shots))))
+    # Where more shots bring nothing more, the first of them are enough: `np.interp` alone would take the last.
+    rises = np.concatenate([[True], np.diff(curve) > 0])
+    return float(np.exp(np.interp(target, curve[rises], np.log(theirs.shots)[rises])))
 
 
 def _fit(

@@ -32,7 +32,7 @@ def few_shot_records(
             higher_is_better=True,
             labels="gold",
             synthetic_speech=synthetic_speech,
-            search_budget=1,
+            search_budget=max(own.num_layers_tried for own in (curve, *others)),
             notes=f"{notes}{short}",
             meta={"layer": curve.layer, **meta},
         )

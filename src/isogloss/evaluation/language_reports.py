@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
-from isogloss.evaluation.bootstrap import Estimate, from_replicates, paired_difference, resample_weights
+from isogloss.evaluation.bootstrap import MIN_CLUSTERS, Estimate, from_replicates, paired_difference, resample_weights
 from isogloss.evaluation.subnetworks import spearman
 
 Array = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ class LanguageCounts:
 class GainByHours:
     """Error rate before minus after of each language, and Spearman's correlation of gains with hours heard.
 
-    Negative: languages little heard gain most. The interval resamples languages, and utterances within each.
+    Negative: languages little heard gain most. The interval resamples languages, and speakers (or utterances) within each.
     """
 
     gains: dict[str, Estimate]
@@ -157,17 +157,41 @@ def mean_difference(
         float(_rate(first[n].counts_U2.sum(0)[None])[0] - _rate(second[n].counts_U2.sum(0)[None])[0]) for n in languages
     ]
     draws_R = np.mean([_replicates(first[n], second[n], resamples, seed, n) for n in languages], axis=0)
-    count = sum(len(first[n].counts_U2) for n in languages)
-    caveat = "these languages only: languages were not resampled"
+    units = [_units(first[n]) for n in languages]
+    kinds = {kind for _, kind in units}
+    caveats = ["these languages only: languages were not resampled"]
+    if len(kinds) > 1:
+        caveats.append("speakers were resampled where a language has enough known ones, else utterances")
     return from_replicates(
-        float(np.mean(values)), draws_R, num_units=count, unit="utterance", level=level, caveat=caveat
+        float(np.mean(values)),
+        draws_R,
+        num_units=sum(len(np.unique(unit_U)) for unit_U, _ in units),
+        unit=kinds.pop() if len(kinds) == 1 else "unit",
+        level=level,
+        caveat="; ".join(caveats),
     )
 
 
 def _replicates(first: LanguageCounts, second: LanguageCounts, resamples: int, seed: int, name: str) -> Array:
-    """Return R paired differences; every language has its own resamples."""
-    weights_RU = resample_weights(len(first.counts_U2), resamples, derive_seed("language", name, seed))
-    return _rate(weights_RU @ first.counts_U2) - _rate(weights_RU @ second.counts_U2)
+    """Return R paired differences; every language has its own resamples of speakers, or of utterances."""
+    unit_U, _ = _units(first)
+    sums = []
+    for own in (first, second):
+        total = np.zeros((int(unit_U.max()) + 1, 2))
+        np.add.at(total, unit_U, own.counts_U2)
+        sums.append(total)
+    weights_RU = resample_weights(len(sums[0]), resamples, derive_seed("language", name, seed))
+    return _rate(weights_RU @ sums[0]) - _rate(weights_RU @ sums[1])
+
+
+def _units(counts: LanguageCounts) -> tuple[npt.NDArray[np.int64], str]:
+    """Return which unit of resampling each utterance belongs to: its speaker where all are known and enough, as `bootstrap` does."""
+    speakers = counts.speakers
+    if speakers is not None and None not in speakers:
+        names, unit_U = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+        if len(names) >= MIN_CLUSTERS:
+            return unit_U.reshape(-1), "speaker"
+    return np.arange(len(counts.counts_U2)), "utterance"
 
 
 def _rate(sums_R2: Array) -> Array:
