@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -178,12 +179,16 @@ def test_a_collapsed_codebook_of_w2v_bert_is_named() -> None:
     objective, encoder = build(w2v_bert.SMALL | {"contrastive_weight": 0.0})
     fresh = metrics_of(objective, encoder, speech(BATCH))
     assert not outside(objective, fresh) - {"accuracy"}
+    largest = min(objective(encoder, speech(BATCH)).num_targets, objective.config.num_codes)
+    assert fresh["code_entropy_share"] == pytest.approx(
+        math.log(fresh["code_perplexity"]) / math.log(largest), abs=1e-5
+    )
     with torch.no_grad():
         objective.quantizer.logits.bias[7] = 1e4
         objective.predictions.bias[7] = 1e4
     collapsed = metrics_of(objective, encoder, speech(BATCH))
     assert collapsed["prediction_accuracy"] == 1.0
-    assert outside(objective, collapsed) == {"majority_share", "code_perplexity", "prediction_loss", "accuracy"}
+    assert outside(objective, collapsed) == {"majority_share", "code_entropy_share", "prediction_loss", "accuracy"}
     dog = Watchdog([replace(watch, patience=1, grace=0) for watch in objective.watches])
     with pytest.raises(TrainingError, match=r"the codebook has collapsed.*contrastive_weight"):
         watch_for(dog, collapsed, 3)
