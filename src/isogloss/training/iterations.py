@@ -52,7 +52,7 @@ class LabelConfig(Config):
     normalize: bool = False
     fit_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
-    restarts: Annotated[int, Field(ge=1)] = 3
+    restarts: Annotated[int, Field(ge=1)] = 1
     batch_seconds: Annotated[float, Field(gt=0.0)] = 60.0
 
     @model_validator(mode="after")
