@@ -43,7 +43,9 @@ def run(*arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-def test_tiny_suite_measures_names_a_failure_and_takes_up_what_is_done(tmp_path: Path) -> None:
+def test_tiny_suite_measures_names_a_failure_and_takes_up_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite, corpus, out = tmp_path / "suite.toml", tmp_path / "corpus", tmp_path / "out"
     suite.write_text(SUITE)
     synthesize = ["--language", "fr", "--language", "sw", "--voices", "2", "--utterances", "8", "--workers", "1"]
@@ -63,6 +65,12 @@ def test_tiny_suite_measures_names_a_failure_and_takes_up_what_is_done(tmp_path:
     before = (out / "runs" / "modified-cpc" / "log.jsonl").stat().st_mtime_ns
     assert run("benchmark", str(suite), "--data", str(corpus), "--out", str(out), "--only", "modified CPC") == 0
     assert (out / "runs" / "modified-cpc" / "log.jsonl").stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert run("benchmark", str(suite), "--data", str(corpus), "--out", str(out), "--seed", "2") != 0
+    assert "another seed" in capsys.readouterr().err
+    suite.write_text(SUITE.replace("num_negatives = 16", "num_negatives = 8"))
+    assert run("benchmark", str(suite), "--data", str(corpus), "--out", str(out), "--only", "modified CPC") != 0
+    assert "another recipe" in capsys.readouterr().err
 
 
 def test_shipped_suites_are_valid() -> None:

@@ -98,6 +98,21 @@ def parsed(suite: SuiteConfig, system: SystemConfig, where: str = "suite") -> Re
     return parse_iteration(tree, f"{where}: {system.name}").recipe
 
 
+def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what a folder's figures are of; `ConfigError` where it holds those of other recordings, seconds or another seed."""
+    path = out / "suite.json"
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in settings.items() if earlier.get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{out} holds figures with another {' and '.join(changed)}; choose another folder with `--out`"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(settings)), encoding="utf-8")
+
+
 def recipe_of(suite: SuiteConfig, system: SystemConfig, budget: Budget, corpus: Path, seed: int) -> dict[str, Any]:
     """Return the tree of a system's recipe."""
     own = {"data": {"path": str(corpus)}, "training": {"hours": budget.train_seconds / 3600, "seed": seed}}
@@ -162,11 +177,13 @@ def _read(stored: Path) -> Measured:
 
 def _train(tree: Mapping[str, Any], run_dir: Path) -> str:
     """Train; return the last line of a run that failed, "" of one that did not."""
+    recipe, text = run_dir / "recipe.toml", to_toml(tree)
+    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"{run_dir} was trained by another recipe; choose another folder with `--out`")
     if (run_dir / "cost.json").exists():
         return ""
     run_dir.mkdir(parents=True, exist_ok=True)
-    recipe = run_dir / "recipe.toml"
-    recipe.write_text(to_toml(tree), encoding="utf-8")
+    recipe.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "isogloss", "pretrain", str(recipe), "--out", str(run_dir)]
     with (run_dir / "output.txt").open("ab") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

@@ -33,7 +33,7 @@ def benchmark(
     from rich.table import Table
 
     from isogloss.benchmark.prepare import BedSizes, prepare_bed, with_languages
-    from isogloss.benchmark.suite import load_suite, run_system, watched_metrics
+    from isogloss.benchmark.suite import claim_folder, load_suite, run_system, watched_metrics
     from isogloss.benchmark.suite_report import comparison, write_suite
     from isogloss.core.errors import ConfigError
     from isogloss.core.lookup import nearest
@@ -49,6 +49,8 @@ def benchmark(
             raise ConfigError(f"the suite has no system `{name}`; {nearest(name, names)}")
     systems = [system for system in chosen.systems if not only or system.name in only]
     sizes = chosen.budgets[budget]
+    settings = {"data": str(data.resolve()), "languages": languages and str(languages.resolve()), "seed": seed}
+    claim_folder(out, {**settings, "budget": sizes.model_dump(mode="json")})
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("reading the corpus", total=None)

@@ -132,6 +132,8 @@ def lid(
     from isogloss.evaluation.probe_records import difference_record, lid_counts, lid_records
     from isogloss.evaluation.probe_splits import limit_seconds
 
+    if plot is not None and (shots is None or not plot.parent.is_dir()):
+        raise ConfigError(f"`--plot {plot}` needs `--shots`, and a folder that is there")
     if split not in ("speaker", "source", "both"):
         raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
     cuts = [cut for cut in open_corpus(data) if language_of(cut) is not None]
