@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, final
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
-from isogloss.core.vocabulary import BLANK, Labels, Vocabulary
+from isogloss.core.vocabulary import Labels, Vocabulary
 from isogloss.corruption.spans import mask_spans
 from isogloss.data.index import CorpusIndex
 from isogloss.data.text import labels_of_corpus
 from isogloss.encoders.base import Encoder
-from isogloss.losses.ctc import greedy_decode
 from isogloss.losses.transcripts import encode_labels, transcript_loss
 from isogloss.nn.dropout import Dropout
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
@@ -90,12 +88,3 @@ class Ctc(Objective):
         states = encoder.context(latents, is_masked_N).last
         logits = states.with_values(self.project(self.dropout(states.values_ND)))
         return transcript_loss(logits, encode_labels(self.vocabulary, batch))
-
-    @torch.no_grad()
-    def transcribe(self, encoder: Encoder, batch: SpeechBatch) -> list[str]:
-        """Return the greedily decoded text of each utterance."""
-        states = encoder(batch.audio).last
-        return [
-            self.vocabulary.decode(n)
-            for n in greedy_decode(states.with_values(self.project(states.values_ND)), blank=BLANK)
-        ]

@@ -16,10 +16,10 @@ The codes of the last term carry no gradient. Without the contrastive term nothi
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
@@ -31,15 +31,12 @@ from isogloss.losses.contrastive import cosine_logits, info_nce
 from isogloss.losses.diversity import diversity_loss
 from isogloss.losses.negatives import draw_within_utterances
 from isogloss.losses.prediction import unit_cross_entropy, unit_metrics
-from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight
+from isogloss.objectives.base import Objective, Watch
 from isogloss.targets.gumbel import GumbelQuantizer
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
-
-class Config(ObjectiveConfig):
+class Config(GumbelConfig):
     """Settings of w2v-BERT; the defaults are XL (arXiv 2108.06209, §3 and table 1), what it does not say as in fairseq2.
 
     start_probability, mask_span
@@ -70,29 +67,10 @@ class Config(ObjectiveConfig):
     num_codes: Annotated[int, Field(ge=2)] = 1024
     target_width: Count = 1024
     final_width: Count = 768
-    gumbel_temperature_start: Positive = 2.0
     gumbel_temperature_end: Positive = 0.1
     temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     contrastive_weight: Weight = 1.0
-    diversity_weight: Weight = 0.1
     prediction_weight: Weight = 1.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.target_width % self.num_codebooks:
-            raise ValueError(
-                f"target_width must be a multiple of num_codebooks, but {self.target_width} is not one of {self.num_codebooks}"
-            )
-        if self.gumbel_temperature_end > self.gumbel_temperature_start:
-            raise ValueError(
-                f"gumbel_temperature_end must be at most gumbel_temperature_start ({self.gumbel_temperature_start:g}), "
-                f"but is {self.gumbel_temperature_end:g}"
-            )
-        return self
-
-    def continued(self) -> Self:
-        """Return the settings with the Gumbel temperature at its end."""
-        return self.model_copy(update={"gumbel_temperature_start": self.gumbel_temperature_end})
 
 
 @final
@@ -196,9 +174,7 @@ class W2vBert(Objective):
 
     def after_step(self, progress: float) -> None:
         """Lower the temperature: it follows from the progress alone."""
-        start, end = self.config.gumbel_temperature_start, self.config.gumbel_temperature_end
-        share = min(progress / self.config.temperature_decay_fraction, 1.0)
-        self.gumbel_temperature.fill_(start * (end / start) ** share)
+        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))
 
 
 def _watches(config: Config) -> tuple[Watch, ...]:

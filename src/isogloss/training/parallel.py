@@ -101,12 +101,18 @@ def unsharded(learner: Learner) -> Iterator[None]:
 def on_main(work: Callable[[], T]) -> T:
     """Do something on rank 0 and return its result on every rank; its error is raised on every rank, so that none waits."""
     outcome: tuple[T | None, IsoglossError | None] = (None, None)
+    unforeseen: Exception | None = None
     if dist.is_main():
         try:
             outcome = (work(), None)
         except IsoglossError as error:
             outcome = (None, error)
+        except Exception as error:
+            unforeseen = error
+            outcome = (None, TrainingError(f"rank 0 could not go on: {type(error).__name__}: {error}"))
     value, failure = cast("tuple[T | None, IsoglossError | None]", dist.gather_objects(outcome)[0])
+    if unforeseen is not None:
+        raise unforeseen
     if failure is not None:
         raise failure
     return cast(T, value)
