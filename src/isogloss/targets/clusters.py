@@ -234,7 +234,8 @@ def _rounded(centroids_CD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _squared_norms(values_ND: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values_ND, dim=1).square()
+    norms_N: Tensor = torch.linalg.vector_norm(values_ND, dim=1)
+    return norms_N.square()
 
 
 def _sum_by_unit(values_RD: Tensor, units_R: Tensor, num_units: int) -> Tensor:
