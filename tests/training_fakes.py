@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
 import multiprocessing
@@ -269,6 +270,7 @@ def forked_main(corpus: Path, run_dir: Path, options: dict[str, Any], environmen
     file = os.open(said, os.O_WRONLY)
     os.dup2(file, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
+    faulthandler.enable()  # a crash says where
     os.environ.update(environment)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
