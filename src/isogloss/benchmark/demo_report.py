@@ -30,7 +30,7 @@ def write_report(demo: Demo) -> Path:
         )
     names = list(demo.runs)
     page.paragraph(
-        f"{' and '.join(names)} were pretrained on the same recordings, in the same order, from the same seed "
+        f"Two objectives, {' and '.join(names)}, were pretrained on the same recordings, in the same order, from the same seed "
         f"({demo.seed}), and measured beside log-mel, MFCC and their own untrained encoders on voices that no training saw."
     )
     page.heading("Did pretraining help?")
@@ -98,7 +98,7 @@ def _difference_table(differences: Sequence[ResultRecord]) -> tuple[list[str], l
     for record in differences:
         points = f"{100 * record.value:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
         rows.append([record.task, record.system, points, verdict(record)])
-    return ["what was measured", "compared", "difference in points [95 % interval]", "verdict"], rows
+    return ["what was measured", "compared", "points [95 %]", "verdict"], rows
 
 
 def _gains(differences: Sequence[ResultRecord]) -> list[int]:

@@ -24,8 +24,8 @@ def write_suite(
     (out / "table.md").write_text(markdown(header, rows), encoding="utf-8")
     page = Report(title, lead)
     page.heading("Did pretraining help?")
-    gains = [i for i, row in enumerate(rows) if row[-1] == "better"]
-    page.table(header, rows, numeric=range(1, len(header) - 1), emphasis=gains)
+    gains = [i for i, row in enumerate(rows) if row[2] == "better"]
+    page.table(header, rows, numeric=(1, *range(3, len(header))), emphasis=gains)
     for note in footnotes(_once(records)):
         page.paragraph(note, kind="note")
     for result in results:
@@ -65,15 +65,15 @@ def comparison(results: Sequence[SystemResult]) -> tuple[list[str], list[list[st
         f"{task}{' %' if is_percent(first[task].metric) else ''} {'↑' if first[task].higher_is_better else '↓'}"
         for task in tasks
     ]
-    header = ["system", *heads, "phones, points over untrained", "ms/update", "GiB", "Wh", "verdict"]
+    header = ["system", "phones, points over untrained", "verdict", *heads, "ms/update", "GiB", "Wh"]
     rows = []
     baseline = next((result for result in results if result.measured.records), None)
     if baseline is not None:
         own = {r.task: r for r in baseline.measured.records if r.system == "mel"}
-        rows.append(["log-mel", *(format_value(own[task]) for task in tasks), "", "", "", "", ""])
+        rows.append(["log-mel", "", "", *(format_value(own[task]) for task in tasks), "", "", ""])
     for result in results:
         if result.failure or result.cost is None:
-            rows.append([result.name, *("–" for _ in tasks), "–", "–", "–", "–", "failed"])
+            rows.append([result.name, "–", "failed", *("–" for _ in tasks), "–", "–", "–"])
             continue
         own = {r.task: r for r in result.measured.records if r.system == result.name}
         gain = next(
@@ -84,12 +84,12 @@ def comparison(results: Sequence[SystemResult]) -> tuple[list[str], list[list[st
         rows.append(
             [
                 result.name,
-                *(format_value(own[task]) for task in tasks),
                 f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]",
+                verdict(gain),
+                *(format_value(own[task]) for task in tasks),
                 f"{1000 * result.cost.seconds_per_update:.0f}",
                 f"{result.cost.peak_gib:.2f}",
                 f"{1000 * result.cost.energy['kwh']:.2g}",
-                verdict(gain),
             ]
         )
     return header, rows

@@ -75,7 +75,7 @@ def benchmark(
         results,
         out,
         title=f"isogloss benchmark: {suite}",
-        lead=f"{len(systems)} systems, each trained on the same {minutes:g} minutes of speech, seed {seed}. {prepared.labels}.",
+        lead=f"{len(systems)} systems, each trained on the same {minutes:g} minutes of speech, seed {seed}; {prepared.labels}.",
         watched=watched_metrics(chosen),
     )
     header, rows = comparison(results)
