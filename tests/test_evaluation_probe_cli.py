@@ -227,7 +227,16 @@ def test_extract_writes_files_that_numpy_opens(corpus: Path, model: Path, tmp_pa
 def test_mistakes_are_one_sentence(corpus: Path) -> None:
     for arguments, message in (
         (["phones", "--data", str(corpus), "--against", "melt"], "`melt`"),
-        (["phones", "--data", str(corpus), "--against", "untrained"], "nothing to measure"),
+        (["phones", "--data", str(corpus), "--against", "untrained"], "needs a model to be like"),
+        (["phones", "--data", str(corpus), "--against", ""], "nothing to measure"),
+        (["ctc", "--data", str(corpus), "--layer", "3"], "`--layer` chooses"),
+        (["lid", "--data", str(corpus), "--layer", "3"], "`--layer` chooses"),
+        (["lid", "--data", str(corpus), "--versus", "elsewhere"], "`--versus` compares"),
+        (["lid", "--data", str(corpus), "--plot", "curve.svg"], "`--plot` belongs to few-shot"),
+        (["lid", "--data", str(corpus), "--draws", "2"], "`--draws` belongs to few-shot"),
+        (["lid", "--data", str(corpus), "--heads", "2"], "`--heads` belongs to few-shot"),
+        (["lid", "--data", str(corpus), "--shots", "1,2", "--split", "both"], "hold out speakers or sources"),
+        (["lid", "--data", str(corpus), "--shots", "1,2", "--plot", "curve.png"], "must be an .svg"),
         (["phones", "--data", str(corpus), "--split", "random"], "`--split` must be one of"),
         (["lid", "--data", str(corpus), "--split", "random"], "`--split` must be speaker"),
     ):

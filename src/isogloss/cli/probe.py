@@ -19,7 +19,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure froz
 Model = Annotated[Path | None, typer.Option("--from", help="a model: isogloss or Hugging Face folder, fairseq .pt")]
 Data = Annotated[Path, typer.Option(help="a corpus in any accepted form")]
 Layers = Annotated[list[int] | None, typer.Option("--layer", help="as often as needed; all by default; -1 is the last")]
-Against = Annotated[str, typer.Option(help="comma-separated: mel, mfcc, untrained; empty for none")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="comma-separated: mel, mfcc, untrained (needs --from); empty for none; all that can be by default"
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="append the results to this JSON lines file")]
 Cache = Annotated[Path | None, typer.Option(help="folder that keeps features and silver labels for the next time")]
 Hours = Annotated[float, typer.Option(min=0.01, help="at most this many hours of training speech")]
@@ -36,7 +41,7 @@ def phones(
     data: Data,
     model: Model = None,
     layer: Layers = None,
-    against: Against = "mel,mfcc,untrained",
+    against: Against = None,
     split: Split = "auto",
     labels: Labels = "auto",
     language: Language = None,
@@ -49,6 +54,7 @@ def phones(
     from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records
     from isogloss.evaluation.probes import SearchBudget, best_on_dev, probe_phones
 
+    _check_sources(model, against, layer is not None)
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
@@ -71,8 +77,8 @@ def phones(
 def ctc(
     data: Data,
     model: Model = None,
-    layer: Annotated[int, typer.Option(help="one layer; -1 is the last")] = -1,
-    against: Against = "mel,mfcc,untrained",
+    layer: Annotated[int | None, typer.Option(help="one layer; the last by default")] = None,
+    against: Against = None,
     split: Split = "auto",
     labels: Labels = "auto",
     language: Language = None,
@@ -86,10 +92,12 @@ def ctc(
     from isogloss.evaluation.ctc_probe import CtcProbeSettings, probe_ctc
     from isogloss.evaluation.probe_records import ctc_counts, ctc_records, difference_record
 
+    _check_sources(model, against, layer is not None)
+    layers = [-1 if layer is None else layer]
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache, needs_times=False)
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
-    for source in _sources(model, against, everything, [layer], seed, cache):
+    for source in _sources(model, against, everything, layers, seed, cache):
         with progress_bar(f"training on {source.name}") as progress:
             result = probe_ctc(source, splits, settings=CtcProbeSettings(epochs=epochs, seed=seed), progress=progress)
         probed.append((result, ctc_records(result, dataset=_name(data), synthetic_speech=synthetic, notes=told)))
@@ -107,15 +115,24 @@ def lid(
     data: Data,
     model: Model = None,
     layer: Layers = None,
-    against: Against = "mel,mfcc,untrained",
-    split: Annotated[str, typer.Option(help="speaker, source, or both: what is held out")] = "both",
+    against: Against = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="speaker, source, or both: what is held out; both by default, speaker with --shots"),
+    ] = None,
     hours: Hours = 4.0,
     shots: Annotated[
         str | None, typer.Option(help="few-shot curves: labelled utterances per language, 1,5,10,25,50,100")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="with --shots: nested draws of the shots")] = 5,
-    heads: Annotated[int, typer.Option(min=1, help="with --shots: initial weights for each draw")] = 3,
-    versus: Annotated[Path | None, typer.Option(help="a second model, for paired differences to it")] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="with --shots: nested draws of the shots; 5 by default")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="with --shots: initial weights for each draw; 3 by default")
+    ] = None,
+    versus: Annotated[
+        Path | None, typer.Option(help="with --from: a second model, for paired differences to it")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="with --shots: draw the curves to this SVG file")] = None,
     seed: Seed = 0,
     cache: Cache = None,
@@ -132,10 +149,24 @@ def lid(
     from isogloss.evaluation.probe_records import difference_record, lid_counts, lid_records
     from isogloss.evaluation.probe_splits import limit_seconds
 
-    if plot is not None and (shots is None or not plot.parent.is_dir()):
-        raise ConfigError(f"`--plot {plot}` needs `--shots`, and a folder that is there")
-    if split not in ("speaker", "source", "both"):
+    if shots is None:
+        given = [
+            name for name, value in (("--plot", plot), ("--draws", draws), ("--heads", heads)) if value is not None
+        ]
+        if given:
+            raise ConfigError(
+                f"`{given[0]}` belongs to few-shot curves; add `--shots 1,5,10,25,50,100`, or leave it out"
+            )
+    elif split == "both":
+        raise ConfigError("few-shot curves hold out speakers or sources; give `--split speaker` or `--split source`")
+    if plot is not None and (plot.suffix != ".svg" or not plot.parent.is_dir()):
+        raise ConfigError(f"`--plot {plot}` must be an .svg file in a folder that is there")
+    if split not in (None, "speaker", "source", "both"):
         raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
+    if versus is not None and model is None:
+        raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
+    _check_sources(model, against, layer is not None)
+    numbers = None if shots is None else _numbers(shots)
     cuts = [cut for cut in open_corpus(data) if language_of(cut) is not None]
     cuts = limit_seconds(cuts, hours * 3600, seed)
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
@@ -143,13 +174,14 @@ def lid(
     for source in _sources(model, against, cuts, layer, seed, cache, versus):
         with progress_bar(f"pooling {source.name}"):
             pooled.append(pool(source, cuts))
-    if shots is not None:
+    if numbers is not None:
         unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
-        _finish(_few_shot(pooled, unit, _numbers(shots), draws, heads, seed, _name(data), synthetic, plot), out, "")
+        rows = _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot)
+        _finish(rows, out, "")
         return
     rows: list[ResultRecord] = []
     notes = []
-    for held_out in ("speaker", "source") if split == "both" else (split,):
+    for held_out in ("speaker", "source") if split in (None, "both") else (split,):
         for method in ("linear", "knn"):
             probed = []
             try:
@@ -157,7 +189,7 @@ def lid(
                     result = probe_language(vectors, method=method, held_out=held_out)
                     probed.append((result, lid_records(result, dataset=_name(data), synthetic_speech=synthetic)))
             except DataError as error:
-                if split != "both":
+                if split not in (None, "both"):
                     raise
                 notes.append(str(error))
                 break
@@ -262,9 +294,33 @@ def _phone_splits(
     return splits, synthetic, f"{told}; {origin}"
 
 
+def _rivals(model: Path | None, against: str | None) -> list[str]:
+    if against is None:
+        return ["mel", "mfcc"] if model is None else ["mel", "mfcc", "untrained"]
+    return [name.strip() for name in against.split(",") if name.strip()]
+
+
+def _check_sources(model: Path | None, against: str | None, has_layer: bool) -> None:
+    """Refuse what would be left unused, before the corpus is read."""
+    from isogloss.core.errors import ConfigError
+
+    names = _rivals(model, against)
+    for name in names:
+        if name not in ("mel", "mfcc", "untrained"):
+            raise ConfigError(f"`--against` knows mel, mfcc and untrained, but not `{name}`")
+    if model is not None:
+        return
+    if not names:
+        raise ConfigError("there is nothing to measure: give a model with `--from`, or `--against mel,mfcc`")
+    if "untrained" in names:
+        raise ConfigError("`--against untrained` needs a model to be like; give one with `--from`")
+    if has_layer:
+        raise ConfigError("`--layer` chooses among the layers of a model; give one with `--from`")
+
+
 def _sources(
     model: Path | None,
-    against: str,
+    against: str | None,
     cuts: Sequence[Any],
     layers: list[int] | None,
     seed: int,
@@ -274,18 +330,11 @@ def _sources(
     """Yield the model's features first, then what it is compared with."""
     import torch
 
-    from isogloss.core.errors import ConfigError
     from isogloss.evaluation.features import extract_features
     from isogloss.evaluation.spectral import SpectralSource
     from isogloss.evaluation.untrained import untrained_like
     from isogloss.hub.load import load_encoder
 
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    for name in names:
-        if name not in ("mel", "mfcc", "untrained"):
-            raise ConfigError(f"`--against` knows mel, mfcc and untrained, but not `{name}`")
-    if model is None and not set(names) - {"untrained"}:
-        raise ConfigError("there is nothing to measure: give a model with `--from`, or `--against mel,mfcc`")
     encoder = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if model is not None:
@@ -296,7 +345,7 @@ def _sources(
         rival = load_encoder(versus).to(device)
         with progress_bar(f"encoding with {_name(versus)}") as progress:
             yield extract_features(rival, cuts, layers=layers, cache_dir=cache, name=_name(versus), progress=progress)
-    for name in names:
+    for name in _rivals(model, against):
         if name == "untrained" and encoder is not None:
             other = untrained_like(encoder, seed).to(device)
             with progress_bar("encoding with the untrained encoder") as progress:
