@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import training_fakes as fakes
 from isogloss.core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from isogloss.core.types import Packed
 from isogloss.data.loader import Update
-from isogloss.training.checkpoint import tensors_hash
+from isogloss.training.checkpoint import Checkpoints, tensors_hash
 from isogloss.training.loop import Loop
 from isogloss.training.preempt import PreemptedError, StopRequest
 
@@ -265,3 +266,60 @@ def test_a_run_leaves_its_model_its_configuration_and_where_it_comes_from(corpus
     assert provenance["packages"]["torch"] == torch.__version__
     assert provenance["manifest_sha256"]
     assert "[training]" in (tmp_path / "config.toml").read_text()
+
+
+class Remembering:
+    """A judge that found one update better than all that came after it, and never has enough."""
+
+    def __init__(self, best: int) -> None:
+        self._best = best
+
+    def __call__(self, encoder: Any, step: int) -> dict[str, Any]:
+        return {}
+
+    def enough(self, step: int) -> bool:
+        return False
+
+    def best(self, last: int) -> int:
+        return min(self._best, last)
+
+
+def test_preemptions_never_cost_the_best_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    fakes.run(fakes.make_job(corpus, updates=7), tmp_path / "whole")
+    run_dir = tmp_path / "run"
+    options: dict[str, Any] = {"updates": 7, "keep": 2, "checkpoint_every": 2}
+    for _ in range(4):  # each leaves a checkpoint that no one asked for
+        sent: list[bool] = []
+
+        def send(batch: Any, sent: list[bool] = sent) -> bool:
+            if not sent:
+                sent.append(True)
+                signal.raise_signal(signal.SIGTERM)
+            return False
+
+        with pytest.raises(PreemptedError):
+            fakes.run(fakes.make_job(corpus, poison=send, **options), run_dir, judge=Remembering(2))
+    assert Checkpoints(run_dir).steps() == [2, 3, 4]
+    fakes.run(fakes.make_job(corpus, **options), run_dir, judge=Remembering(2))
+    assert Checkpoints(run_dir).steps() == [2, 6, 7]
+    model = load_file(run_dir / "model" / "model.safetensors")
+    best = load_file(tmp_path / "whole" / "checkpoints" / "step_00000002" / "model.safetensors")
+    assert tensors_hash(model) == tensors_hash(best)
+
+
+def test_a_best_checkpoint_that_is_damaged_or_gone_is_told_and_never_becomes_the_model(
+    corpus: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"updates": 4, "keep": 1, "checkpoint_every": 2}
+    fakes.run(fakes.make_job(corpus, **options), tmp_path, judge=Remembering(2))
+    shutil.rmtree(tmp_path / "model")
+    file = Checkpoints(tmp_path).path(2) / "model.safetensors"
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    with pytest.raises(CheckpointError, match=r"that of update 2, but .*model.safetensors has changed since"):
+        fakes.run(fakes.make_job(corpus, **options), tmp_path, judge=Remembering(2))
+    shutil.rmtree(file.parent)
+    with pytest.raises(CheckpointError, match="that of update 2, but .* cannot be read"):
+        fakes.run(fakes.make_job(corpus, **options), tmp_path, judge=Remembering(2))
+    assert not (tmp_path / "model").exists()

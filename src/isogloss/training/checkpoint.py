@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def load_tensors(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimi
 
 
 class Checkpoints:
-    """The checkpoints of one run: save, find the newest good one, forget the oldest. One process writes."""
+    """The checkpoints of one run: save, find the newest good one, forget all but the `keep` newest. One process writes."""
 
     def __init__(self, run_dir: Path, keep: int = 3) -> None:
         self.folder = run_dir / "checkpoints"
@@ -104,8 +104,13 @@ class Checkpoints:
             shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
         return orphans
 
-    def save(self, step: int, model: Tensors, moments: Tensors, state: Mapping[str, Any]) -> Path:
-        """Commit a checkpoint; `CheckpointError` where the disk refuses it (the older ones are untouched)."""
+    def save(
+        self, step: int, model: Tensors, moments: Tensors, state: Mapping[str, Any], *, spare: Collection[int] = ()
+    ) -> Path:
+        """Commit a checkpoint; `CheckpointError` where the disk refuses it (the older ones are untouched).
+
+        Those of the steps in `spare` are kept however old they are.
+        """
         target, temporary = self.path(step), self.folder / f".tmp-save-{os.getpid()}-{step:08d}"
         if target.exists():
             return target
@@ -127,7 +132,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"{target}: could not be saved: {error}") from None
-        self._forget()
+        self._forget(spare)
         return target
 
     def verify(self, step: int) -> str | None:
@@ -186,8 +191,10 @@ class Checkpoints:
         temporary.replace(self.folder / "LATEST")
         _sync(self.folder)
 
-    def _forget(self) -> None:
+    def _forget(self, spare: Collection[int]) -> None:
         for step in self.steps()[: -self.keep]:
+            if step in spare:
+                continue
             # Renamed first: a kill in the middle of the removal must not leave something that looks like a checkpoint.
             doomed = self.folder / f".tmp-old-{step:08d}"
             with contextlib.suppress(OSError):

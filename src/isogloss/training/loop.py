@@ -136,7 +136,7 @@ def run_job(
         result = loop.run()
         chosen = result.step if judge is None else judge.best(result.step)
         if chosen:
-            on_main(lambda: write_model(job, loop.checkpoints.path(chosen), result.model_dir, chosen))
+            on_main(lambda: write_model(job, loop.checkpoints, result.model_dir, chosen))
     return result
 
 
@@ -377,6 +377,8 @@ class Loop:
             return
         self.stall.beat(self.step, "saving")
         model, moments = gather_tensors(self.learner, self.optimizer, keep=dist.is_main())
+        # Every preemption adds a checkpoint: however many there were, the one that may become the model stays.
+        best = () if self.judge is None else (self.judge.best(self.step),)
 
         def commit() -> str | None:
             name = first_non_finite(model) or first_non_finite(moments)
@@ -386,7 +388,7 @@ class Loop:
                     "the last checkpoint"
                 )
             try:
-                self.checkpoints.save(self.step, model, moments, self._state())
+                self.checkpoints.save(self.step, model, moments, self._state(), spare=best)
             except CheckpointError as error:
                 return str(error)
             return None

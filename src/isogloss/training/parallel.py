@@ -18,6 +18,7 @@ from isogloss.core import dist
 from isogloss.core.errors import IsoglossError, TrainingError
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
+from isogloss.nn.batch_norm import step_statistics
 from isogloss.objectives.base import Objective, Trainable
 from isogloss.training.provenance import usable_cores
 
@@ -44,7 +45,8 @@ class Learner(nn.Module):
         return cast(Trainable, self.objective)
 
     def after_step(self, progress: float) -> None:
-        """Follow an update: first what depends on the progress alone, then teachers, which read the encoder."""
+        """Follow an update: first the encoder's statistics and what depends on the progress alone, then teachers, which read both."""
+        step_statistics(self.encoder)
         self.trainable.after_step(progress)
         if isinstance(self.objective, Objective):
             self.objective.follow(self.encoder, progress)

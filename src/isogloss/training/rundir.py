@@ -85,10 +85,18 @@ def prepare_run(job: Job, run_dir: Path, log: RunLog, resume: Resume, *, allow_d
     return folder
 
 
-def write_model(job: Job, checkpoint: Path, model_dir: Path, step: int) -> None:
-    """Write the model from a whole checkpoint, the same way however the run was sharded. Rank 0 only."""
+def write_model(job: Job, checkpoints: Checkpoints, model_dir: Path, step: int) -> None:
+    """Write the model from a step's checkpoint, the same way however the run was sharded. Rank 0 only.
+
+    `CheckpointError` where it is absent or damaged: an older one than the newest has not been looked at since it was saved.
+    """
+    fault = checkpoints.verify(step)
+    if fault is not None:
+        raise CheckpointError(
+            f"the model is that of update {step}, but {fault}; restore that checkpoint, or train again in another folder"
+        )
     learner = job.build()
-    learner.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    learner.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
     provenance = describe_run(tree_hash(job.config), job.manifest)
     job.save(learner, model_dir, {"step": step, "config": job.config, "provenance": provenance})
 
