@@ -15,7 +15,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.conformer import ConformerConfig, ConformerEncoder
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.encoders.wave_conformer import WaveConformerConfig
-from isogloss.nn.conformer import FrameBatchNorm
+from isogloss.nn.batch_norm import FrameBatchNorm, step_statistics
 from isogloss.nn.depthwise import DepthwiseConv
 from isogloss.nn.relative import RelativeAttention, position_table
 from isogloss.nn.subsampling import ConvSubsampling, stack_frames
@@ -181,6 +181,8 @@ def test_batch_norm_sees_real_frames_in_training_and_its_store_in_evaluation() -
     for _ in range(3):
         values_ND = torch.randn(11, 5) * 2 + 1
         torch.testing.assert_close(ours(values_ND), theirs(values_ND))
+        step_statistics(ours)
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     ours.eval()
     together = ours(values_ND)
@@ -190,7 +192,36 @@ def test_batch_norm_sees_real_frames_in_training_and_its_store_in_evaluation() -
     before = ours.running_mean.clone()
     assert torch.isfinite(ours(values_ND[:1])).all()  # one frame has no variance
     assert ours(values_ND[:0]).shape == (0, 5)
+    step_statistics(ours)
     assert torch.equal(ours.running_mean, before)
+
+
+def test_stored_statistics_of_an_update_do_not_depend_on_how_it_was_divided_or_recomputed() -> None:
+    torch.manual_seed(0)
+    divided, recomputed = FrameBatchNorm(5), FrameBatchNorm(5)
+    mean_D, variance_D = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    for _ in range(3):
+        bins = (3 * torch.randn(40, 5) + 10 * torch.rand(5)).split([7, 1, 32])
+        for part_ND in bins:
+            divided(part_ND)
+            recomputed(part_ND)
+            recomputed(part_ND)
+            torch.testing.assert_close(divided.running_mean.double(), mean_D)  # it stands still within an update
+        divided(torch.full((3, 5), torch.nan))
+        step_statistics(divided)
+        step_statistics(recomputed)
+        # by hand: one frame has no variance and is no part of it
+        of_bins = torch.stack([part_ND.double().mean(0) for part_ND in (bins[0], bins[2])])
+        within_D = (7 * bins[0].double().var(0) + 32 * bins[2].double().var(0)) / 39
+        shares = torch.tensor([7 / 39, 32 / 39], dtype=torch.float64)
+        mean_of_all_D = shares @ of_bins
+        between_D = shares @ (of_bins - mean_of_all_D).square()
+        mean_D = 0.9 * mean_D + 0.1 * mean_of_all_D
+        variance_D = 0.9 * variance_D + 0.1 * (within_D + between_D)
+    for norm in (divided, recomputed):
+        torch.testing.assert_close(norm.running_mean.double(), mean_D, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norm.running_var.double(), variance_D, rtol=1e-5, atol=1e-5)
+    assert set(divided.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
 
 
 def test_subsampling_equals_two_convolutions_of_each_utterance() -> None:

@@ -18,6 +18,7 @@ from isogloss.encoders.wave_conformer import WaveConformerConfig
 from isogloss.hub.export import export_hf
 from isogloss.hub.families import wav2vec2_bert, wav2vec2_conformer
 from isogloss.hub.load import load_encoder, load_model
+from isogloss.nn.batch_norm import step_statistics
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -193,6 +194,7 @@ def test_gradients_equal_transformers(tmp_path: Path) -> None:
         encoder = load_encoder(tmp_path).train()
         latents = encoder.frontend(Packed.from_list([WAVEFORM])).latents
         out = encoder.context(latents).last.values_ND
+        step_statistics(encoder)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
         (out * weights).sum().backward()
         theirs = model.train()(WAVEFORM[None]).last_hidden_state[0]

@@ -53,6 +53,19 @@ def test_after_n_steps_the_average_is_its_closed_form() -> None:
     assert teacher.averaged == {"averaged.weight", "averaged.bias"}
 
 
+def test_statistics_of_batch_norms_are_copied_even_where_all_is_averaged() -> None:
+    student = Student()
+    teacher = EmaTeacher(student, lambda name: True)
+    with torch.no_grad():
+        student.copied.weight += 1.0
+        student.copied.running_var += 2.0
+        student.copied.num_batches_tracked += 1
+    teacher.follow(student, 0.75)
+    assert torch.equal(teacher.model.copied.running_var, torch.full((4,), 3.0))
+    assert int(teacher.model.copied.num_batches_tracked) == 1
+    assert torch.equal(teacher.model.copied.weight, torch.full((4,), 1.25))
+
+
 def test_small_steps_are_not_lost_though_the_student_is_in_half_precision() -> None:
     student = nn.Linear(2, 2).to(torch.bfloat16)
     nn.init.ones_(student.weight)

@@ -43,7 +43,7 @@ class BlockConfig(Config):
     layerdrop
         Probability that a block is left out in training.
     checkpoint_activations
-        Recompute each block in the backward pass. The stored statistics of batch norms then follow twice as fast.
+        Recompute each block in the backward pass.
     """
 
     width: Count = 1024

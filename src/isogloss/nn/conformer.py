@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isogloss.nn.batch_norm import FrameBatchNorm
 from isogloss.nn.depthwise import DepthwiseConv
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.product import Linear
@@ -15,32 +16,6 @@ from isogloss.nn.relative import Positions, RelativeAttention
 from isogloss.nn.transformer import FeedForward
 
 Activation = Literal["swish", "gelu"]
-
-
-class FrameBatchNorm(nn.Module):
-    """Batch norm over the rows of a packed stream: there is no padding, so every row is a real frame.
-
-    In evaluation the stored statistics are used, and a frame does not depend on its batch. In training each channel is
-    normalised by the mean and variance of all frames of the micro-batch, and the stored statistics follow with `momentum`; those
-    of rank 0 are saved. A stream of fewer than two rows has no variance and takes the stored ones in training too.
-    """
-
-    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
-
-    def forward(self, values_ND: Tensor) -> Tensor:
-        """Normalise each channel."""
-        is_own = self.training and len(values_ND) > 1
-        return F.batch_norm(
-            values_ND, self.running_mean, self.running_var, self.weight, self.bias, is_own, self.momentum, self.eps
-        )
 
 
 class ConvolutionModule(nn.Module):

@@ -18,8 +18,9 @@ Student = TypeVar("Student", bound=nn.Module)
 class EmaTeacher(nn.Module, Generic[Student]):
     """A copy of a student whose weights follow θ' ← τ θ' + (1−τ) θ after each update (arXiv 2202.03555, eq. 1).
 
-    `is_averaged(name)` says of each of the student's tensors whether it is averaged; all others are copied (τ = 0). `start`
-    gives the averaged tensors their first values, if they are not to begin as the student's.
+    `is_averaged(name)` says of each of the student's parameters whether it is averaged; all other tensors are copied (τ = 0).
+    Buffers always are: the stored statistics of a batch norm are a running mean already, and a second one on top would trail
+    behind by 1/(1−τ) updates. `start` gives the averaged tensors their first values, if they are not to begin as the student's.
 
     The weights are fp32 **buffers**, not parameters: no optimizer, no DDP and no gradient knows them, and a checkpoint holds
     them with the objective. `model` is always in eval mode (no dropout, no layer drop).
@@ -27,15 +28,17 @@ class EmaTeacher(nn.Module, Generic[Student]):
     Under FSDP2 the student is sharded and the teacher is not: each rank holds all of it (4 bytes a weight), and `follow` gathers
     one tensor of the student at a time. That is one more exchange of the weights in an *update*; a sharded teacher
     would have to be gathered in every *micro-batch*. All ranks then average the same numbers, so a teacher is the same bits on
-    every rank, and the same however many ranks there are; but for the statistics of batch norms, which each rank takes from its
-    own micro-batches.
+    every rank, and the same however many ranks there are; batch norms too, whose stored statistics the ranks move together
+    (`nn/batch_norm.py`).
     """
 
     def __init__(self, student: Student, is_averaged: Callable[[str], bool], start: Student | None = None) -> None:
         super().__init__()
         self.model = copy.deepcopy(student)
         self._averaged = frozenset(
-            name for name, tensor in student.state_dict().items() if tensor.is_floating_point() and is_averaged(name)
+            name
+            for name, parameter in student.named_parameters(remove_duplicate=False)
+            if parameter.is_floating_point() and is_averaged(name)
         )
         _to_buffers(self.model)
         self.model.eval()
