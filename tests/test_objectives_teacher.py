@@ -27,6 +27,7 @@ from isogloss.objectives.data2vec2 import Data2Vec2
 from isogloss.objectives.dinosr import DinoSR
 from isogloss.objectives.spidr import SpidR
 from isogloss.targets.layer_outputs import instance_norm
+from isogloss.targets.online_codebook import OnlineCodebook
 from isogloss.training.optim import OptimConfig, build_optimizer
 from isogloss.training.recipe import load_recipe
 from isogloss.training.watchdog import Watchdog
@@ -160,6 +161,21 @@ def test_online_codes_are_their_formula_with_heads_on_the_layers_of_the_paper(ca
     torch.testing.assert_close(again.total, terms.total)
     objective.after_step(0.1)
     assert not torch.equal(objective.codebook.codes_GCD, before)
+
+
+def test_codes_come_to_life_in_small_updates() -> None:
+    """60 frames an update, from 40 clusters: most of 32 codes are used (18 of those that begin at N(0, 1))."""
+    torch.manual_seed(0)
+    means_CD = torch.randn(40, 24)
+    book = OnlineCodebook(1, 32, 24, 0.9)
+    used = []
+    for _ in range(100):
+        frames_MD = means_CD[torch.randint(40, (60,))] + 0.3 * torch.randn(60, 24)
+        codes_GM = book.assign(frames_MD[None])
+        book.collect(frames_MD[None], codes_GM)
+        book.step()
+        used.append(codes_GM.flatten())
+    assert len(torch.cat(used[-20:]).unique()) >= 24
 
 
 def test_schedules_are_the_published_ones() -> None:

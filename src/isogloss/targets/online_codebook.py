@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 from isogloss.core.dist import sum_over_ranks
 
+_START_STD = 0.1  # of codes, where targets have 1
+
 
 class OnlineCodebook(nn.Module):
-    """G codebooks of C codes; a code is the mean of its recent frames, s_v/n_v (arXiv 2305.10005, §3.2; 2512.20308, §3).
+    """G codebooks of C codes; a code is the mean of its recent frames, s_v/n_v (DinoSR, arXiv 2305.10005; SpidR, 2512.20308).
 
         s_v ← δ s_v + (1−δ) Σ y,   n_v ← δ n_v + (1−δ) · count     for the codes that were assigned, the others stay
 
     The sums run over all micro-batches and ranks of an update: `collect` adds frames, `step` exchanges the sums and moves the
-    codes. So codes stand still within an update, and do not depend on how it was divided. Codes begin at N(0, 1) with n = 1,
-    as targets do that were brought to unit variance.
+    codes. So codes stand still within an update, and do not depend on how it was divided.
+
+    Codes begin near the origin, the mean of all targets, at N(0, 0.1²) with n = 1. A code that nobody chose yet is then
+    nearest to every frame that no code fits (y·e < ‖e‖²/2 for all of them), and so comes to life. At N(0, 1), the spread of
+    the targets themselves, it would be farther from every frame than any mean of frames, and stay dead.
     """
 
     sums_GCD: Tensor
@@ -26,7 +31,7 @@ class OnlineCodebook(nn.Module):
     def __init__(self, num_books: int, num_codes: int, width: int, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("sums_GCD", torch.randn(num_books, num_codes, width))
+        self.register_buffer("sums_GCD", _START_STD * torch.randn(num_books, num_codes, width))
         self.register_buffer("counts_GC", torch.ones(num_books, num_codes))
         # Between updates these are nought, so a checkpoint need not hold them.
         self.register_buffer("new_sums_GCD", torch.zeros(num_books, num_codes, width), persistent=False)
