@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import resource
 import shutil
@@ -14,7 +15,14 @@ from torch import nn
 
 import training_fakes as fakes
 from isogloss.core.errors import CheckpointError
-from isogloss.training.checkpoint import Checkpoints, gather_tensors, load_tensors, read_state, tensors_hash
+from isogloss.training.checkpoint import (
+    Checkpoints,
+    first_non_finite,
+    gather_tensors,
+    load_tensors,
+    read_state,
+    tensors_hash,
+)
 
 STATE = {"step": 1, "loader": {"update": 1}}
 
@@ -182,3 +190,11 @@ def test_a_run_falls_back_to_the_older_checkpoint_and_ends_with_the_same_weights
     assert sum("optimizer.safetensors has changed since it was saved" in message for message in warnings) == 2
     assert "continues from" in fakes.read_log(tmp_path / "run", "resume")[0]["message"]
     assert tensors_hash(fakes.weights(tmp_path / "run", 4)) == tensors_hash(fakes.weights(tmp_path / "whole", 4))
+
+
+def test_finite_weights_whose_sum_overflows_are_finite() -> None:
+    huge = torch.full((4,), 3e38)
+    assert first_non_finite({"huge": huge, "number": torch.tensor(7)}) is None
+    for bad in (math.nan, math.inf, -math.inf):
+        assert first_non_finite({"huge": huge, "bad": torch.tensor([0.0, bad])}) == "bad"
+    assert first_non_finite({"both": torch.tensor([math.inf, -math.inf])}) == "both"

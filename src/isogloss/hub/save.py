@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from isogloss import __version__
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import CheckpointError, ConfigError
+from isogloss.core.tensor_file import write_tensors
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import EditsConfig, dense_tensors, split_rows
 from isogloss.encoders.presets import EncoderConfig
@@ -88,12 +88,10 @@ def write_folder(
     """
 
     def fill(temporary: Path) -> None:
-        weights = temporary / "model.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
         description = {
             "format": FORMAT,
             "isogloss": __version__,
-            "sha256": _sha256(weights),
+            "sha256": write_tensors(temporary / "model.safetensors", tensors),
             "encoder": config.model_dump(mode="json"),
             "objective": objective_tree,
             "extra": dict(extra),
@@ -101,9 +99,8 @@ def write_folder(
         if task_tree is not None:
             description["task"] = dict(task_tree)
         if edits is not None:
-            rows = temporary / f"{edits[0].kind}.safetensors"
-            save_file({name: row.detach().cpu().contiguous() for name, row in edits[1].items()}, rows)
-            description["edits"] = {"sha256": _sha256(rows), "config": edits[0].model_dump(mode="json")}
+            found = write_tensors(temporary / f"{edits[0].kind}.safetensors", edits[1])
+            description["edits"] = {"sha256": found, "config": edits[0].model_dump(mode="json")}
         text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
         (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isogloss.core.dist import copy_into, full_tensor
 from isogloss.core.errors import CheckpointError
+from isogloss.core.tensor_file import write_tensors
 
 FORMAT = 1
 FREE_SPACE_FACTOR = 2.2  # the new checkpoint, and room for whatever else writes meanwhile
@@ -38,21 +38,22 @@ Tensors = dict[str, Tensor]
 
 
 def gather_tensors(learner: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> tuple[Tensors, Tensors]:
-    """Return whole copies on the CPU of the learner's and the optimizer's tensors.
+    """Return the learner's and the optimizer's tensors, whole and on the CPU; those that are there already are not copied.
 
-    Every rank must call it; ranks with `keep` False take part in the gathering and hold nothing.
+    Every rank must call it; ranks with `keep` False take part in the gathering and hold nothing. Write them before the next
+    update changes them.
     """
     model: Tensors = {}
     for name, tensor in learner.state_dict().items():
         whole = full_tensor(tensor)
         if keep:
-            model[name] = _cpu_copy(whole)
+            model[name] = whole.detach().cpu()
     moments: Tensors = {}
     for name, parameter in learner.named_parameters():
         for key, tensor in sorted(optimizer.state.get(parameter, {}).items()):
             whole = full_tensor(tensor)
             if keep:
-                moments[f"{name}/{key}"] = _cpu_copy(whole)
+                moments[f"{name}/{key}"] = whole.detach().cpu()
     return model, moments
 
 
@@ -118,12 +119,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._need_space(sum(t.nbytes for t in (*model.values(), *moments.values())))
             temporary.mkdir()
-            save_file(model, temporary / "model.safetensors")
-            save_file(moments, temporary / "optimizer.safetensors")
-            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            (temporary / "hashes.json").write_text(_hashes_text(_hash_files(temporary)), encoding="utf-8")
-            for file in temporary.iterdir():
-                _sync(file)
+            hashes = _write_files(temporary, model, moments, json.dumps(state))
+            _write_text(temporary / "hashes.json", _hashes_text(hashes))
             _sync(temporary)
             temporary.rename(target)
             _sync(self.folder)
@@ -186,8 +183,7 @@ class Checkpoints:
 
     def _point_to(self, target: Path) -> None:
         temporary = self.folder / f".tmp-latest-{os.getpid()}"
-        temporary.write_text(target.name + "\n", encoding="utf-8")
-        _sync(temporary)
+        _write_text(temporary, target.name + "\n")
         temporary.replace(self.folder / "LATEST")
         _sync(self.folder)
 
@@ -217,7 +213,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of a tensor that holds NaN or infinity, None where all are finite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A finite sum has finite terms; one that is not may only have overflowed. Looking at each number takes ten times as long.
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
             return name
     return None
 
@@ -230,10 +227,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _cpu_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _copy_checked(folder: Path, name: str, target: Tensor, value: Tensor) -> None:
@@ -252,6 +245,17 @@ def _same_names(file: Path, expected: set[str], found: set[str]) -> None:
         )
 
 
+def _write_files(folder: Path, model: Tensors, moments: Tensors, state: str) -> dict[str, str]:
+    """Write and sync the files of a checkpoint, and return the SHA-256 of each; the large two side by side."""
+    with ThreadPoolExecutor(2) as pool:  # hashing, writing and syncing leave Python's lock
+        large = pool.map(
+            write_tensors, (folder / "model.safetensors", folder / "optimizer.safetensors"), (model, moments)
+        )
+        _write_text(folder / "state.json", state)
+        hashes = [*large, hashlib.sha256(state.encode()).hexdigest()]
+    return dict(zip(_FILES, hashes, strict=True))
+
+
 def _hash_files(folder: Path) -> dict[str, str]:
     def sha256(name: str) -> str:
         with (folder / name).open("rb") as file:
@@ -263,6 +267,13 @@ def _hash_files(folder: Path) -> dict[str, str]:
 
 def _hashes_text(hashes: Mapping[str, str]) -> str:
     return json.dumps({"format": FORMAT, "sha256": dict(hashes)}, indent=1) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:
