@@ -1,15 +1,18 @@
 """Small settings under which the contract tests try each objective: one module per objective, with its name and `CASES`.
 
-A module maps a variant ("" for the plain one) to a `Case`; each of the objective's switches that changes its course has one.
+A module maps a variant ("" for the plain one) to a `Case`; each of the objective's switches that changes its course has one. Its
+docstring says whether the objective is additive (the loss of a micro-batch is the sum of the losses of its parts), and why.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from isogloss.core.lookup import names_in
 from isogloss.core.types import Packed, SpeechBatch
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.conformer import ConformerConfig
@@ -46,6 +49,7 @@ CONFORMER = ConformerConfig(
     attention_dropout=0.0,
     conv_dropout=0.0,
 )
+BATCH_NORM = CONFORMER.model_copy(update={"conv_norm": "batch"})
 NUM_UNITS = 12
 BATCH = [9000, 16000, 5000, 12345]
 
@@ -58,6 +62,8 @@ class Case:
     noises of a quarter of a second, `learns` (a metric, "loss" for the total per target) must be below `to` times what it was;
     None leaves that test out where another case of the objective covers it. `idle` names the beginnings of parameters that
     rightly have no gradient in this case. `draws` is False where nothing is random, so that other seeds change nothing.
+    `not_additive` is the sentence of the objective's page that says why the loss of a batch is not the sum over its parts; "" where
+    it is.
     """
 
     tree: dict[str, Any]
@@ -68,6 +74,16 @@ class Case:
     lr: float = 3e-3
     idle: tuple[str, ...] = ()
     draws: bool = True
+    not_additive: str = ""
+
+
+def all_cases() -> dict[str, Case]:
+    """Return the cases of every objective in the package's folder, as NAME or NAME-VARIANT."""
+    return {
+        f"{name}{'-' * bool(variant)}{variant}": case
+        for name in names_in("isogloss.objectives")
+        for variant, case in importlib.import_module(f"objective_cases.{name}").CASES.items()
+    }
 
 
 def speech(num_samples: list[int], seed: int = 0, encoder: Encoder | None = None) -> SpeechBatch:

@@ -1,3 +1,5 @@
+"""APC. Additive: nothing is drawn, and a frame's error is that of its own utterance."""
+
 from __future__ import annotations
 
 from isogloss.encoders.apc import ApcConfig

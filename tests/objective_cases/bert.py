@@ -1,3 +1,5 @@
+"""BERT. Additive: tokens are hidden and replaced by each text's own seed, and counted."""
+
 from __future__ import annotations
 
 from isogloss.core.vocabulary import Labels

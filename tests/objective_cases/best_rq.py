@@ -1,3 +1,6 @@
+"""BEST-RQ. Additive: masks and noise come from each utterance's seed, the spectrum is normalised within it, and the quantizer is
+frozen. The perplexity of the codes is a metric only."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""CTC. Additive: an utterance's likelihood is its own."""
+
 from __future__ import annotations
 
 from objective_cases import CPC, WAVE, Case

@@ -1,3 +1,5 @@
+"""data2vec 2.0. Additive: masks and noise come from each utterance's seed; the teacher's layers are normalised within it."""
+
 from __future__ import annotations
 
 from isogloss.encoders.wave import WaveConfig

@@ -1,3 +1,5 @@
+"""DinoSR. Additive: the codebooks stand still within an update and then move by the sums over all of it."""
+
 from __future__ import annotations
 
 import math

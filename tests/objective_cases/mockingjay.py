@@ -1,3 +1,5 @@
+"""Mockingjay. Additive: spans and what replaces them come from the utterance itself."""
+
 from __future__ import annotations
 
 from isogloss.encoders.mel import MelConfig

@@ -1,3 +1,5 @@
+"""TERA. Additive: spans, bands and noise come from each utterance's seed."""
+
 from __future__ import annotations
 
 from objective_cases import Case

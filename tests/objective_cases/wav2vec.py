@@ -1,3 +1,5 @@
+"""wav2vec. Additive: negatives are of one utterance."""
+
 from __future__ import annotations
 
 import math
