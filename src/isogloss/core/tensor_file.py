@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         for _, tensor in ordered:
             if tensor.numel():
                 flat_W = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                _put(file.fileno(), memoryview(flat_W.numpy()), digest)
+                _put(file.fileno(), flat_W.numpy().data, digest)
         os.fsync(file.fileno())
     return digest.hexdigest()
 

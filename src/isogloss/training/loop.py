@@ -1,29 +1,32 @@
-"""The only loop: plain PyTorch for one process, DDP and FSDP2, for pretraining, adaptation and fine-tuning."""
+"""The only loop: plain PyTorch for one process, DDP and FSDP2, for pretraining, adaptation and fine-tuning.
+
+Read `train`, then `run_job`, then `Loop.run` and what it calls, downwards. What each part does by itself has a file: data that
+all ranks agree on (feed), sums (averages), updates that are left out (left_out), checkpoints (saver), the log (window).
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isogloss.core import dist
-from isogloss.core.errors import CheckpointError, TrainingError
+from isogloss.core.errors import CheckpointError
 from isogloss.core.rng import derive_seed
 from isogloss.core.types import LossTerms
 from isogloss.data.loader import Update
-from isogloss.encoders.base import Encoder
 from isogloss.training.averages import Reducer, Sums
 from isogloss.training.by_language import follow_languages
-from isogloss.training.checkpoint import Checkpoints, first_non_finite, gather_tensors, load_tensors, read_state
+from isogloss.training.checkpoint import Checkpoints, load_tensors, read_state
+from isogloss.training.feed import Feed
 from isogloss.training.finetune import FinetuneRecipe, build_finetune_job
 from isogloss.training.job import Job, build_job
+from isogloss.training.left_out import leave_out
 from isogloss.training.logging import RunLog
 from isogloss.training.optim import build_optimizer, set_learning_rate
 from isogloss.training.parallel import (
@@ -35,36 +38,19 @@ from isogloss.training.parallel import (
     without_sync,
 )
 from isogloss.training.preempt import EXIT_CODES, PreemptedError, StopRequest, stop_on_signals
+from isogloss.training.probing import Judge, Probe
 from isogloss.training.recipe import Recipe
+from isogloss.training.run_state import RunState
 from isogloss.training.rundir import Resume, prepare_run, run_lock, write_model
+from isogloss.training.saver import Saver
 from isogloss.training.schedule import learning_rate_scale
 from isogloss.training.stall import StallWatch
 from isogloss.training.watchdog import Watchdog
+from isogloss.training.window import Window
 
-MAX_SKIPPED = 3  # updates in a row with a non-finite loss or gradient; one more stops the run
-MAX_FAILED_SAVES = 3
+__all__ = ["Judge", "Loop", "Probe", "TrainResult", "run_job", "train"]
+
 PROBE_ALLOWANCE = 10  # a probe may take so many times longer than an update before it counts as a stall
-
-Probe = Callable[[Encoder, int], dict[str, Any]]
-
-
-class Judge(Protocol):
-    """A probe that also says when the run has learned enough, and which of its checkpoints is the model.
-
-    Whatever it remembers must follow from the logged results: a resumed run asks a new one.
-    """
-
-    def __call__(self, encoder: Encoder, step: int) -> dict[str, Any]:
-        """Return what is logged."""
-        ...
-
-    def enough(self, step: int) -> bool:
-        """Return whether the run may end after this update; the same on every rank."""
-        ...
-
-    def best(self, last: int) -> int:
-        """Return the update whose checkpoint becomes the model, at most `last`; 0 for the model that the run starts from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -136,7 +122,7 @@ def run_job(
         result = loop.run()
         chosen = result.step if judge is None else judge.best(result.step)
         if chosen:
-            on_main(lambda: write_model(job, loop.checkpoints, result.model_dir, chosen))
+            on_main(lambda: write_model(job, loop.saver.checkpoints, result.model_dir, chosen))
     return result
 
 
@@ -167,269 +153,156 @@ class Loop:
         self.optimizer = build_optimizer(job.optim, self.learner)
         follow_languages(self.learner, self.optimizer)
         self.trained: list[Tensor] = [p for p in self.learner.parameters() if p.requires_grad]
-        self.watchdog = Watchdog(self.learner.trainable.watches, job.total_updates)
         self.reducer = Reducer(device)
-        self.checkpoints = Checkpoints(run_dir, job.training.keep)
         self.log = RunLog(run_dir, job.total_updates, is_main=dist.is_main())
-        # Everything below travels with a checkpoint.
-        self.step = 0
-        self.skipped_in_row = 0
-        self.audio_seconds = 0.0
-        self.seconds = 0.0
-        self.window = Sums()  # since the last logged line
-        self.loader_state: dict[str, Any] = {}
-        self.loss = math.nan  # of the last logged line
-        # The rest does not.
-        self.lr = self.grad_norm = math.nan
-        self.saved_step = -1
-        self.failed_saves = 0
-        self.waited = 0.0
-        self.window_begin = time.perf_counter()
-        self.window_audio = 0.0
+        self.stall = StallWatch(run_dir / "heartbeats", dist.rank(), dist.world_size(), job.training.timeout_seconds)
+        self.feed = Feed(job.loader, job.total_updates, device, self.stall, self.log)
+        self.window = Window(self.log, self.feed)
+        self.saver = Saver(Checkpoints(run_dir, job.training.keep), self.stall, self.log)
+        # These two travel with a checkpoint, as learner and optimizer do; nothing else of the loop does.
+        self.now = RunState()
+        self.watchdog = Watchdog(self.learner.trainable.watches, job.total_updates)
+        self.lr = self.grad_norm = math.nan  # of the last update
 
     def run(self) -> TrainResult:
         """Train to the end; `PreemptedError` after a signal, `TrainingError` where the run cannot go on."""
-        heartbeats = StallWatch(
-            self.run_dir / "heartbeats", dist.rank(), dist.world_size(), self.job.training.timeout_seconds
-        )
-        self.log.start(self.step)
+        self.log.start(self.now.step)
         try:
-            with heartbeats as self.stall:
-                self._train()
+            with self.stall:
+                with self.feed:
+                    self._train()
                 self.save()
-                if self.saved_step != self.step:
+                if self.saver.saved_step != self.now.step:
                     raise CheckpointError(
-                        f"the last checkpoint could not be saved in {self.checkpoints.folder}; make room and resume"
+                        f"the last checkpoint could not be saved in {self.saver.folder}; make room and resume"
                     )
         finally:
             self.log.stop()
-        return TrainResult(self.step, self.loss, self.run_dir, self.run_dir / "model", self.audio_seconds, self.seconds)
+        now = self.now
+        return TrainResult(now.step, now.loss, self.run_dir, self.run_dir / "model", now.audio_seconds, now.seconds)
 
     def _train(self) -> None:
-        updates = iter(self.job.loader)
-        self.window_begin = time.perf_counter()
-        try:
-            self._compute(updates)
-        finally:
-            if isinstance(updates, Generator):
-                updates.close()  # ends the loader's workers now, not when the interpreter leaves
-
-    def _compute(self, updates: Iterator[Update]) -> None:
-        training = self.job.training
-        while self.step < self.job.total_updates and not (self.judge is not None and self.judge.enough(self.step)):
+        """Go through the updates; after each one log, look, leave and save as is due."""
+        now, training, total = self.now, self.job.training, self.job.total_updates
+        self.window.open(now)
+        while now.step < total and not (self.judge is not None and self.judge.enough(now.step)):
             begin = time.perf_counter()
-            update = self._next_update(updates)
-            requests = self._one_update(update)
-            self.seconds += time.perf_counter() - begin
-            is_last = self.step == self.job.total_updates
-            if self.step % training.log_every == 0 or is_last:
-                self._log_window()
-            is_judged = is_last and self.judge is not None
-            if self.probe is not None and (
-                is_judged or (training.probe_every and self.step % training.probe_every == 0)
-            ):
-                self._run_probe(self.probe)
-            code = next((code for code, asked in zip(EXIT_CODES.values(), requests, strict=True) if asked), 0)
+            update = self.feed.after(now.step)
+            code = self._one_update(update)
+            now.seconds += time.perf_counter() - begin
+            is_last = now.step == total
+            if now.step % training.log_every == 0 or is_last:
+                self.window.close(now, lr=self.lr, grad_norm=self.grad_norm)
+            if self.probe is not None and self._is_probed(is_last):
+                self._look(self.probe)
             if code and not is_last:
                 self._leave(code)
-            if self.step % training.checkpoint_every == 0 and not is_last:
+            if now.step % training.checkpoint_every == 0 and not is_last:
                 self.save()
 
-    def _next_update(self, updates: Iterator[Update]) -> Update:
-        """Fetch this rank's part of the next update; stop together where the ranks do not have the same one."""
-        self.stall.beat(self.step, "waiting for data")
-        begin = time.perf_counter()
-        update = next(updates, None)
-        self.waited += time.perf_counter() - begin
-        self.stall.beat(self.step, "agreeing on the update")
-        mine = (update.number, len(update.micro_batches)) if update is not None else (-1, 0)
-        if dist.is_distributed():
-            table = torch.zeros(dist.world_size(), 2, dtype=torch.int64, device=self.device)
-            table[dist.rank()] = torch.tensor(mine)
-            rows = dist.sum_over_ranks(table).tolist()
-            if any(row != rows[0] for row in rows):
-                parts = ", ".join(f"rank {r}: update {number} of {bins} bins" for r, (number, bins) in enumerate(rows))
-                raise TrainingError(
-                    f"the ranks disagree on the data after update {self.step} ({parts}; −1 is the end); usually because they were "
-                    "started with different corpora or seeds"
-                )
-        if update is None:
-            raise TrainingError(f"the data ended after update {self.step} of {self.job.total_updates}")
-        for name, reason in update.rejected:
-            self.log.say("warning", self.step, f"left out {name}: {reason}")
-        return update
-
-    def _one_update(self, update: Update) -> list[float]:
-        """Compute one update and step; return how many ranks were asked to stop, for each signal."""
-        job, world = self.job, dist.world_size()
-        sums = LossTerms(torch.zeros((), device=self.device), 0)
-        totals: list[Tensor] = []
-        audio_seconds = 0.0
-        for index, batch in enumerate(update.micro_batches):
-            self.stall.beat(self.step, f"computing micro-batch {index + 1} of {len(update.micro_batches)}")
-            # Bin i of the update has the same dropout whichever rank computes it.
-            torch.manual_seed(derive_seed(job.training.seed, "dropout", update.number, index * world + dist.rank()))
-            is_last = index + 1 == len(update.micro_batches)
-            with without_sync(self.wrapped, is_last):
-                with self._autocast():
-                    terms: LossTerms = self.wrapped(batch.to(self.device, non_blocking=True))
-                terms.total.backward()
-            totals.append(terms.total.detach())
-            sums += LossTerms(totals[-1], terms.num_targets, terms.metrics)
-            audio_seconds += batch.seconds
+    def _one_update(self, update: Update) -> int:
+        """Compute one update and step; return the exit code that a signal to any rank asks for, 0 where there was none."""
+        now, job, world = self.now, self.job, dist.world_size()
+        terms, losses, audio_seconds = self._add_gradients(update)
         gradients = [p.grad for p in self.trained if p.grad is not None]
         raw_norm = dist.full_tensor(torch.nn.utils.get_total_norm(gradients))
-        is_bad = ~(torch.isfinite(raw_norm) & torch.isfinite(sums.total))
+        is_bad = ~(torch.isfinite(raw_norm) & torch.isfinite(terms.total))
         asked = [float(self.stop.exit_code == code) for code in EXIT_CODES.values()]
-        self.stall.beat(self.step, "adding up over the ranks")
-        reduced, (num_bad, *requests) = self.reducer.reduce(sums, audio_seconds, [is_bad, *asked])
-        lr = job.optim.lr * learning_rate_scale(job.schedule, self.step, job.total_updates)
-        self.step += 1
-        self.loader_state = update.state
-        self.audio_seconds += reduced.audio_seconds
-        self.window_audio += reduced.audio_seconds
-        if num_bad or not reduced.num_targets:
-            self._skip(update, totals, reduced)
+        self.stall.beat(now.step, "adding up over the ranks")
+        sums, (num_bad, *num_asked) = self.reducer.reduce(terms, audio_seconds, [is_bad, *asked])
+        lr = job.optim.lr * learning_rate_scale(job.schedule, now.step, job.total_updates)
+        now.step += 1
+        now.loader = update.state
+        now.audio_seconds += sums.audio_seconds
+        if num_bad or not sums.num_targets:
+            now.skipped_in_row += 1
+            has_targets = bool(sums.num_targets)
+            leave_out(update, losses, has_targets=has_targets, step=now.step, in_row=now.skipped_in_row, log=self.log)
         else:
-            self.skipped_in_row = 0
+            now.skipped_in_row = 0
             # DDP and FSDP2 have averaged over the ranks: times `world` is the sum again.
-            per_target = world / reduced.num_targets
-            self.grad_norm, self.lr = float(raw_norm) * per_target, lr
-            scale = per_target
-            if job.optim.clip:
-                scale *= min(1.0, job.optim.clip / (self.grad_norm + 1e-6))
-            torch._foreach_mul_(gradients, scale)
-            done = (self.step - 1) / job.total_updates
-            set_learning_rate(self.optimizer, lr, encoder_waits=done < job.encoder_from)
-            self.optimizer.step()
-            self.learner.after_step(self.step / job.total_updates)
-            self.window.add(reduced)
-            for warning in self.watchdog.observe(self.step, {"loss": reduced.mean_loss, **reduced.means()}):
-                self.log.say("warning", self.step, warning)
+            self._step(gradients, raw_norm, per_target=world / sums.num_targets, lr=lr)
+            now.window.add(sums)
+            self._watch(sums)
         self.optimizer.zero_grad(set_to_none=True)
-        return requests
+        return next((code for code, num in zip(EXIT_CODES.values(), num_asked, strict=True) if num), 0)
 
-    def _skip(self, update: Update, totals: list[Tensor], reduced: Sums) -> None:
-        """Leave out an update that some rank cannot finish, naming the utterances; every rank comes here together."""
-        bad = [b for b, total in zip(update.micro_batches, totals, strict=True) if not bool(torch.isfinite(total))]
-        reason = "no targets" if not reduced.num_targets else "a non-finite loss"
-        found: list[Any] = [*dist.gather_objects([name for batch in bad for name in batch.ids])]
-        names = [name for part in found for name in part]
-        if not names:  # the loss was finite, its gradient was not
-            reason = reason if not reduced.num_targets else "a non-finite gradient"
-            found = [*dist.gather_objects([name for batch in update.micro_batches for name in batch.ids])]
-            names = [name for part in found for name in part]
-        self.skipped_in_row += 1
-        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        message = f"update {self.step} skipped: {reason}; among these utterances: {shown}"
-        self.log.write("skip", self.step, reason=reason, utterances=names)
-        self.log.say("warning", self.step, message)
-        if self.skipped_in_row > MAX_SKIPPED:
-            raise TrainingError(
-                f"{self.skipped_in_row} updates in a row had {reason}, the last one with {shown}; usually because the learning rate is "
-                "too high, or a recording holds NaN or huge samples (`isogloss corpus audit` finds them)"
-            )
+    def _add_gradients(self, update: Update) -> tuple[LossTerms, list[Tensor], float]:
+        """Go forward and back through this rank's micro-batches; return their sum, each one's loss, and the seconds of audio."""
+        sums = LossTerms(torch.zeros((), device=self.device), 0)
+        losses: list[Tensor] = []
+        audio_seconds = 0.0
+        bf16 = self.job.training.precision == "bf16"
+        for index, batch in enumerate(update.micro_batches):
+            self.stall.beat(self.now.step, f"computing micro-batch {index + 1} of {len(update.micro_batches)}")
+            # Bin i of the update has the same dropout whichever rank computes it.
+            number = index * dist.world_size() + dist.rank()
+            torch.manual_seed(derive_seed(self.job.training.seed, "dropout", update.number, number))
+            with without_sync(self.wrapped, is_last=index + 1 == len(update.micro_batches)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                    terms: LossTerms = self.wrapped(batch.to(self.device, non_blocking=True))
+                terms.total.backward()
+            losses.append(terms.total.detach())
+            sums += LossTerms(losses[-1], terms.num_targets, terms.metrics)
+            audio_seconds += batch.seconds
+        return sums, losses, audio_seconds
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16")
+    def _step(self, gradients: list[Tensor], raw_norm: Tensor, *, per_target: float, lr: float) -> None:
+        """Divide and clip the gradient, step, and let teachers and temperatures follow."""
+        job = self.job
+        self.grad_norm, self.lr = float(raw_norm) * per_target, lr
+        scale = per_target
+        if job.optim.clip:
+            scale *= min(1.0, job.optim.clip / (self.grad_norm + 1e-6))
+        torch._foreach_mul_(gradients, scale)
+        done = (self.now.step - 1) / job.total_updates
+        set_learning_rate(self.optimizer, lr, encoder_waits=done < job.encoder_from)
+        self.optimizer.step()
+        self.learner.after_step(self.now.step / job.total_updates)
 
-    def _log_window(self) -> None:
-        now = time.perf_counter()
-        elapsed = max(now - self.window_begin, 1e-9)
-        if self.window.num_targets:
-            self.loss = self.window.mean_loss
-            fields: dict[str, Any] = {
-                "loss": self.loss,
-                "lr": self.lr,
-                "grad_norm": self.grad_norm,
-                "metrics": self.window.means(),
-                "audio_seconds": self.audio_seconds,
-                "audio_rate": self.window_audio / elapsed,
-                "wait": self.waited / elapsed,
-                "elapsed": self.seconds,
-            }
-            self.log.write("update", self.step, **fields)
-            text = f"loss {self.loss:.4g}  lr {self.lr:.2g}  {fields['audio_rate']:.3g} s audio/s  waiting {100 * fields['wait']:.0f} %"
-            self.log.progress(self.step, text)
-        self.window, self.window_begin, self.window_audio, self.waited = Sums(), now, 0.0, 0.0
+    def _watch(self, sums: Sums) -> None:
+        for warning in self.watchdog.observe(self.now.step, {"loss": sums.mean_loss, **sums.means()}):
+            self.log.say("warning", self.now.step, warning)
 
-    def _run_probe(self, probe: Probe) -> None:
+    def _is_probed(self, is_last: bool) -> bool:
+        every = self.job.training.probe_every
+        return (is_last and self.judge is not None) or (every is not None and self.now.step % every == 0)
+
+    def _look(self, probe: Probe) -> None:
         """Measure the encoder; every rank does, since a sharded encoder needs all of them."""
-        self.stall.beat(self.step, "probing", PROBE_ALLOWANCE * self.job.training.timeout_seconds)
+        self.stall.beat(self.now.step, "probing", PROBE_ALLOWANCE * self.job.training.timeout_seconds)
         self.learner.eval()
         with torch.no_grad(), unsharded(self.learner):
-            results = probe(self.learner.encoder, self.step)
+            results = probe(self.learner.encoder, self.now.step)
         self.learner.train()
-        self.log.write("probe", self.step, results=results)
+        self.log.write("probe", self.now.step, results=results)
 
     def _leave(self, code: int) -> None:
         self.save()
-        saved = (
-            f"saved update {self.step}" if self.saved_step == self.step else f"update {self.step} could NOT be saved"
-        )
-        raise PreemptedError(
-            f"stopped by a signal; {saved} in {self.checkpoints.folder}; resume with the same command", code
-        )
+        step = self.now.step
+        saved = f"saved update {step}" if self.saver.saved_step == step else f"update {step} could NOT be saved"
+        raise PreemptedError(f"stopped by a signal; {saved} in {self.saver.folder}; resume with the same command", code)
 
     def save(self) -> None:
-        """Commit a checkpoint; a disk that refuses it is warned about, and stops the run at the third time in a row."""
-        if self.saved_step == self.step:
-            return
-        self.stall.beat(self.step, "saving")
-        model, moments = gather_tensors(self.learner, self.optimizer, keep=dist.is_main())
-        # Every preemption adds a checkpoint: however many there were, the one that may become the model stays.
-        best = () if self.judge is None else (self.judge.best(self.step),)
-
-        def commit() -> str | None:
-            name = first_non_finite(model) or first_non_finite(moments)
-            if name is not None:
-                raise TrainingError(
-                    f"`{name}` is not finite after update {self.step}, so nothing was saved; lower the learning rate and resume from "
-                    "the last checkpoint"
-                )
-            try:
-                self.checkpoints.save(self.step, model, moments, self._state(), spare=best)
-            except CheckpointError as error:
-                return str(error)
-            return None
-
-        problem = on_main(commit)
-        self.stall.beat(self.step, "saved")
-        if problem is None:
-            self.saved_step, self.failed_saves = self.step, 0
-            self.log.write("checkpoint", self.step, message=str(self.checkpoints.path(self.step)))
-            return
-        self.failed_saves += 1
-        self.log.say("warning", self.step, f"{problem}; the run goes on and will try again")
-        if self.failed_saves >= MAX_FAILED_SAVES:
-            raise CheckpointError(f"{self.failed_saves} checkpoints in a row could not be saved: {problem}")
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "loader": self.loader_state,
+        """Commit a checkpoint of where the run is."""
+        state: dict[str, Any] = {
+            **self.now.tree(),
             "config": self.job.config,
             "manifest": self.job.manifest,
             "plan_multiple": self.job.plan_multiple,
             "world_size": dist.world_size(),
             "threads": torch.get_num_threads(),
-            "skipped_in_row": self.skipped_in_row,
-            "audio_seconds": self.audio_seconds,
-            "seconds": self.seconds,
-            "window": self.window.state(),
-            "loss": self.loss,
             "watchdog": self.watchdog.state(),
         }
+        # Every preemption adds a checkpoint: however many there were, the one that may become the model stays.
+        best = () if self.judge is None else (self.judge.best(self.now.step),)
+        self.saver.save(self.now.step, self.learner, self.optimizer, state, spare=best)
 
     def load(self, folder: Path) -> None:
         """Continue from a verified checkpoint."""
         state = read_state(folder)
         load_tensors(folder, self.learner, self.optimizer)
         self.job.loader.load_state(state["loader"])
-        self.loader_state = state["loader"]
-        self.step = self.saved_step = state["step"]
-        self.skipped_in_row = state["skipped_in_row"]
-        self.audio_seconds, self.seconds = state["audio_seconds"], state["seconds"]
-        self.window = Sums.from_state(state["window"])
+        self.now = RunState.of_tree(state)
         self.watchdog.load_state(state["watchdog"])
-        self.loss = state["loss"]
+        self.saver.saved_step = self.now.step

@@ -35,6 +35,7 @@ class StallWatch:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._last = time.monotonic()
         if self._world_size > 1:
             self._leave_heartbeat(0.0)
         self._thread.start()
