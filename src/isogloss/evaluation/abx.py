@@ -19,6 +19,7 @@ import torch
 
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.rng import derive_seed
+from isogloss.core.threads import one_thread
 from isogloss.evaluation import _abx_collapse as collapse
 from isogloss.evaluation._abx_cells import Cells, score
 from isogloss.evaluation._abx_distances import Tokens
@@ -136,7 +137,8 @@ def abx(
             "alignment is wrong there"
         )
     tokens = _pack(capped, features, context, distance)
-    cells = score(tokens, across=speaker == "across", distance=distance, max_x_speakers=max_x_speakers, seed=seed)
+    with one_thread():
+        cells = score(tokens, across=speaker == "across", distance=distance, max_x_speakers=max_x_speakers, seed=seed)
     if not len(cells.errors):
         raise DataError(
             f"no ABX cell can be formed {speaker} speaker with context `{context}` from {len(capped)} tokens of "

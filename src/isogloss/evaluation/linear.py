@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isogloss.core.threads import one_thread
+
 Array = npt.NDArray[Any]
+MANY = 2e9  # multiplications in one look at the data, from which on several threads bring more than they cost
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,22 @@ def fit_path(
     with this data's mean and deviation (constant ones are left at zero). Each fit starts from the next stronger decay's, so
     a grid costs little more than one fit. `tolerance` bounds the largest component of the gradient at the end.
     """
-    values_ND = values_ND.float()
+    is_small = values_ND.numel() * num_classes < MANY
+    with one_thread() if is_small else nullcontext():
+        return _fit_path(
+            values_ND.float(), labels_N, num_classes, weight_decays, class_weights_C, max_iterations, tolerance
+        )
+
+
+def _fit_path(
+    values_ND: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    weight_decays: Sequence[float],
+    class_weights_C: Tensor | None,
+    max_iterations: int,
+    tolerance: float,
+) -> list[LinearClassifier]:
     mean_D = values_ND.mean(0)
     scale_D = values_ND.std(0, unbiased=False)
     scale_D = torch.where(scale_D > 1e-6, scale_D, torch.full_like(scale_D, float("inf")))
