@@ -14,7 +14,7 @@ from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.encoders.presets import build_encoder
 from isogloss.objectives.base import Objective, build_objective
 from isogloss.objectives.multi import Route, routed
-from objective_cases import BATCH, WAVE, speech
+from objective_cases import BATCH, NUM_UNITS, WAVE, hubert, speech, wavlm
 from objective_cases.multi import PARTS
 from test_tasks_asr import labelled_corpus
 
@@ -154,3 +154,16 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
         assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
         assert theirs["metrics"] == pytest.approx(mine["metrics"], rel=1e-4)
+
+
+def test_parts_predict_the_units_of_the_one_table_that_a_batch_has() -> None:
+    parts = {"masked": {"objective": hubert.SMALL}, "mixed": {"objective": wavlm.SMALL}, **PARTS}
+    multi = build_objective({"name": "multi", "parts": parts}, build_encoder(WAVE))
+    assert multi.num_units == NUM_UNITS, "the run compares it with the table's"
+    of_labels = build_objective({"name": "multi", "parts": parts, "num_units": 7}, build_encoder(WAVE))
+    assert of_labels.num_units == 7
+    assert of_labels.get_parameter("parts.mixed.heads.0.embeddings_CF").shape[0] == 7
+    assert built()[0].num_units is None
+    parts["mixed"] = {"objective": wavlm.SMALL | {"num_units": 7}}
+    with pytest.raises(ConfigError, match=r"equally many units.*\[7, 12\]"):
+        build_objective({"name": "multi", "parts": parts}, build_encoder(WAVE))

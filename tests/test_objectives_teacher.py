@@ -20,6 +20,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.mel import MelConfig
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.encoders.wave import WaveConfig, WaveEncoder
+from isogloss.losses.regression import regression_metrics
 from isogloss.nn.conv_decoder import fill_in, seeded_noise
 from isogloss.objectives.base import Objective, build_objective
 from isogloss.objectives.data2vec import Data2Vec
@@ -107,7 +108,8 @@ def test_data2vec_is_its_formula() -> None:
                 tensor.add_(0.05 * torch.randn_like(tensor))
     batch = speech(BATCH, encoder=encoder)
     latents = encoder.frontend(batch.audio).latents
-    is_masked_N = mask_spans(latents.sizes, utterance_generators(batch.seeds_B, "masks"), probability=0.65, span=10)
+    generators = utterance_generators(batch.seeds_B, "masks")
+    is_masked_N = mask_spans(latents.sizes, generators, probability=0.65, span=10, min_masks=1)
     (target_ND,) = expected_targets(objective.teacher.model, latents, 1)
     guess_ND = objective.project(encoder.context(latents, is_masked_N).last.values_ND)
     expected = (guess_ND - target_ND)[is_masked_N].square().sum() / math.sqrt(32)
@@ -144,7 +146,8 @@ def test_online_codes_are_their_formula_with_heads_on_the_layers_of_the_paper(ca
     assert isinstance(objective, DinoSR | SpidR)
     batch = speech(BATCH, encoder=encoder)
     latents = encoder.frontend(batch.audio).latents
-    is_masked_N = mask_spans(latents.sizes, utterance_generators(batch.seeds_B, "masks"), probability=0.8, span=10)
+    generators = utterance_generators(batch.seeds_B, "masks")
+    is_masked_N = mask_spans(latents.sizes, generators, probability=0.8, span=10, min_masks=1)
     states = encoder.context(latents, is_masked_N).states
     read = [states[1], states[2]] if case is spidr else [states[2], states[2]]
     expected = torch.zeros(())
@@ -176,6 +179,16 @@ def test_codes_come_to_life_in_small_updates() -> None:
         book.step()
         used.append(codes_GM.flatten())
     assert len(torch.cat(used[-20:]).unique()) >= 24
+
+
+@pytest.mark.parametrize("name", ["data2vec", "dinosr", "spidr"])
+def test_a_short_utterance_has_the_published_least_number_of_spans(name: str) -> None:
+    """At p near 0 every utterance has exactly `min_masks` spans of 3: one by default, as in fairseq's data2vec."""
+    for min_masks in (None, 1, 0):
+        tree = {"name": name, "top_layers": 1, "mask_probability": 1e-6, "mask_span": 3}
+        tree |= {} if min_masks is None else {"min_masks": min_masks}
+        objective, encoder = build(tree)
+        assert objective(encoder, speech(BATCH, encoder=encoder)).num_targets == len(BATCH) * 3 * (min_masks != 0)
 
 
 def test_schedules_are_the_published_ones() -> None:
@@ -276,6 +289,18 @@ def test_a_mel_transformer_has_targets_too() -> None:
     assert torch.isfinite(terms.total)
 
 
+@pytest.mark.parametrize("num_frames", [5, 400])
+def test_target_rank_is_the_participation_ratio_of_the_covariance(num_frames: int) -> None:
+    torch.manual_seed(0)
+    targets_MD = torch.randn(num_frames, 16) * torch.linspace(0.1, 2.0, 16) + 3.0
+    values = torch.linalg.eigvalsh(torch.cov(targets_MD.double().T))
+    total, count = regression_metrics(targets_MD, targets_MD)["target_rank"]
+    assert float(total / count) == pytest.approx(float(values.sum() ** 2 / values.square().sum()), rel=1e-4)
+    line_MD = torch.randn(num_frames, 1) * torch.randn(16)
+    total, count = regression_metrics(line_MD, line_MD)["target_rank"]
+    assert float(total / count) == pytest.approx(1.0, abs=1e-4)
+
+
 def watched(objective: Objective, metrics: dict[str, float], updates: int = 5000) -> tuple[list[str], str]:
     """Return the watchdog's warnings and its last word about metrics that never change."""
     watchdog, warnings = Watchdog(objective.watches), []
@@ -292,6 +317,7 @@ def test_watchdog_names_a_dead_teacher_a_dead_student_and_dead_codes() -> None:
     for metric, value, words in (
         ("target_std", 0.05, "the teacher says the same of every frame"),
         ("prediction_std", 0.005, "the student predicts the same of every frame"),
+        ("target_rank", 1.2, "along one direction only"),
         ("fvu", 1.2, "does worse than predicting zero"),
     ):
         warnings, error = watched(objective, {metric: value})
@@ -314,6 +340,8 @@ def test_what_cannot_be_built_says_why() -> None:
         ({"name": "data2vec2"}, CPC, "must be a wave transformer"),
         (data2vec2.SMALL | {"decoder_groups": 3}, WAVE, "must be a multiple of `objective.decoder_groups`"),
         (data2vec2.SMALL | {"decoder_kernel": 4}, WAVE, "must be odd"),
+        ({"name": "data2vec", "decay_start": 0.99995}, WAVE, "decay_end must be at least decay_start"),
+        ({"name": "dinosr", "decay_end": 0.9}, WAVE, "decay_end must be at least decay_start"),
         (data2vec2.SMALL, WAVE.model_validate(WAVE.model_dump() | {"relative": {"kind": "gated"}}), "ALiBi"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -14,11 +14,12 @@ def mask_spans(
     *,
     probability: float,
     span: int,
+    min_masks: int = 2,
     equalize: bool = False,
 ) -> Tensor:
     """Draw a span mask for each utterance of a packed batch; True means masked, N booleans on the CPU.
 
-    An utterance of S frames gets ⌊probability·S/span + U(0,1)⌋ spans, at least two, whose starts are drawn without
+    An utterance of S frames gets ⌊probability·S/span + U(0,1)⌋ spans, at least `min_masks`, whose starts are drawn without
     replacement from [0, S − span) (arXiv 2006.11477, §3.1 and the released code): spans overlap, `probability` 0.65 and
     `span` 10 hide 49 % of the frames, and the last frame is never hidden. An utterance without such a start (S ≤ span) is
     left unmasked. Utterance i takes its numbers from `generators[i]` (on the CPU) alone.
@@ -33,7 +34,7 @@ def mask_spans(
         num_starts = length - span
         if num_starts > 0:
             rounding = float(torch.rand((), generator=generator))
-            num_spans = min(max(2, int(probability * length / span + rounding)), num_starts)
+            num_spans = min(max(min_masks, int(probability * length / span + rounding)), num_starts)
             starts.append(first + torch.randperm(num_starts, generator=generator)[:num_spans])
         first += length
     is_masked_N = torch.zeros(first, dtype=torch.bool)

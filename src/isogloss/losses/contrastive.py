@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isogloss.losses.negatives import draw_within_utterances
+
 
 def cosine_logits(
     context_MD: Tensor,
@@ -40,6 +42,24 @@ def cosine_logits(
             is_copy_MK = F.pad((codes[rows_MK] == codes[:, None]).all(2), (1, 0))
             logits.append(logits_MK.masked_fill(is_copy_MK, float("-inf")))
         return torch.cat(logits)
+
+
+def contrast(
+    context_MD: Tensor,
+    targets_MD: Tensor,
+    lengths: Sequence[int],
+    generators: Sequence[torch.Generator],
+    *,
+    num_negatives: int,
+    temperature: float,
+    codes_MG: Tensor | None = None,
+) -> Tensor:
+    """Return `cosine_logits` of each row against its own target and those of K other rows of its utterance, M×(1+K).
+
+    `generators[i]`, on the device of the rows, draws the negatives of utterance i.
+    """
+    negatives = draw_within_utterances(lengths, num_negatives, generators, context_MD.device)
+    return cosine_logits(context_MD, targets_MD, lengths, negatives, temperature=temperature, codes_MG=codes_MG)
 
 
 def info_nce(logits: Tensor) -> tuple[Tensor, Tensor]:

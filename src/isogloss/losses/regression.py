@@ -24,17 +24,20 @@ def regression(guesses_MD: Tensor, targets_MD: Tensor, smooth_l1: float = 0.0) -
 
 @torch.no_grad()
 def regression_metrics(guesses_MD: Tensor, targets_MD: Tensor) -> Metrics:
-    """Return `fvu`, `target_std` and `prediction_std`, each as (sum, count).
+    """Return `fvu`, `target_std`, `prediction_std` and `target_rank`, each as (sum, count).
 
     `fvu` is the fraction of variance unexplained, Σ‖g − y‖²/Σ‖y‖² (targets have zero mean over an utterance): 1 for whoever
     always predicts zero. The loss alone does not show learning: it is proportional to the targets' variance, which grows as layers agree.
-    The standard deviations are over frames, averaged over channels: they fall towards 0 in a collapse.
+    The standard deviations are over frames, averaged over channels: they fall towards 0 where all frames become one.
+    `target_rank` is the participation ratio of the targets' covariance over frames, (Σλ)²/Σλ² of its eigenvalues λ: D where all
+    directions vary alike, 1 where only one does, which standard deviations do not show.
     """
     guesses_MD = guesses_MD.float()
     return {
         "fvu": ((guesses_MD - targets_MD).square().sum(), targets_MD.square().sum()),
         "target_std": _channel_std(targets_MD),
         "prediction_std": _channel_std(guesses_MD),
+        "target_rank": _participation_ratio(targets_MD),
     }
 
 
@@ -42,3 +45,17 @@ def _channel_std(frames_MD: Tensor) -> tuple[Tensor | float, float]:
     if len(frames_MD) < 2:
         return 0.0, 0.0
     return frames_MD.std(0).mean() * len(frames_MD), float(len(frames_MD))
+
+
+def _participation_ratio(frames_MD: Tensor) -> tuple[Tensor | float, float]:
+    if len(frames_MD) < 2:
+        return 0.0, 0.0
+    centered_MD = frames_MD.float() - frames_MD.float().mean(0)
+    if len(centered_MD) < centered_MD.shape[1]:
+        centered_MD = (
+            centered_MD.T
+        )  # of a matrix and its transpose the products have the same eigenvalues but for zeros
+    with torch.autocast(frames_MD.device.type, enabled=False):
+        gram_DD = centered_MD.T @ centered_MD
+    ratio = gram_DD.trace().square() / gram_DD.square().sum().clamp(min=1e-30)
+    return ratio * len(frames_MD), float(len(frames_MD))

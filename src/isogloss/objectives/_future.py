@@ -1,4 +1,4 @@
-"""What wav2vec and vq-wav2vec share: K affine guesses of the frames to come, told from negatives of the same utterance."""
+"""What CPC, wav2vec and vq-wav2vec share: guesses of the frames to come, told from negatives, and how they are logged."""
 
 from __future__ import annotations
 
@@ -76,6 +76,13 @@ class FuturePredictor(nn.Module):
             correct.append(num_correct)
             counts.append(len(ends_M))
         return FutureLoss(torch.stack(losses), torch.stack(correct), torch.tensor(counts))
+
+
+def spread(values_ND: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return the standard deviation of a channel over the rows, averaged over channels, as a metric."""
+    num_rows = len(values_ND)
+    std = values_ND.detach().float().std(0, unbiased=False).mean() if num_rows else 0.0
+    return std * num_rows, num_rows
 
 
 def metrics_of(result: FutureLoss) -> dict[str, tuple[Tensor | float, Tensor | float]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
+from isogloss.corruption.mixing import Mixing, Noise, mix_utterances
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.base import Encoder
 from isogloss.losses.prediction import METRICS, unit_cross_entropy, unit_logits, unit_metrics
@@ -157,6 +158,35 @@ class MaskedUnits(Objective):
         self.num_units = config.num_units
         self.heads = UnitHeads(config, width, num_layers)
         self.watches = masked_unit_watches(config)
+
+    def unit_terms(
+        self, encoder: Encoder, batch: SpeechBatch, audio: Packed
+    ) -> tuple[LossTerms, Sequence[Packed], Tensor]:
+        """Return HuBERT's loss on `audio`, the states of all layers, and which frames were hidden (N, on the CPU)."""
+        frontend = encoder.frontend(audio)
+        latents = frontend.latents
+        units_N = self.units(batch, latents)
+        is_masked_N = self.masks(latents, batch.seeds_B)
+
+        states = encoder.context(latents, is_masked_N.to(units_N.device)).states
+        terms = self.heads.predict(states, units_N, is_masked_N)
+
+        penalty = self.penalty(frontend.features, is_masked_N)
+        terms.total = terms.total + self.config.feature_penalty * penalty
+        terms.metrics["feature_energy"] = (penalty.detach(), terms.num_targets)
+        terms.metrics["masked_fraction"] = (int(is_masked_N.sum()), len(is_masked_N))
+        return terms, states, is_masked_N
+
+    def mixed(
+        self, encoder: Encoder, batch: SpeechBatch, mixing: Mixing, noise: Noise | None = None
+    ) -> tuple[Packed, Tensor]:
+        """Return the batch with second voices, normalised again where the encoder wants it, and which utterances have one."""
+        generators = utterance_generators(batch.seeds_B, "mixing")
+        audio, is_mixed_B = mix_utterances(batch.audio, batch.seeds_B, generators, mixing, noise)
+        if not encoder.normalizes_waveform:
+            return audio, is_mixed_B
+        parts = zip(audio.split(), is_mixed_B.tolist(), strict=True)
+        return Packed.from_list([encoder.prepare(wave) if mixed else wave for wave, mixed in parts]), is_mixed_B
 
     def masks(self, latents: Packed, seeds_B: Tensor) -> Tensor:
         """Draw which frames are hidden, N booleans on the CPU."""

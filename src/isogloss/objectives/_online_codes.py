@@ -20,6 +20,7 @@ from isogloss.nn.dropout import scale_gradient
 from isogloss.nn.product import Linear
 from isogloss.objectives._teacher import (
     FRONTEND,
+    Count,
     Decay,
     Fraction,
     check_layers,
@@ -32,14 +33,12 @@ from isogloss.targets.base import perplexity
 from isogloss.targets.online_codebook import OnlineCodebook
 from isogloss.targets.teacher import EmaTeacher
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class OnlineCodesConfig(ObjectiveConfig):
     """Settings of both.
 
-    mask_probability, mask_span
-        As wav2vec 2.0's (`corruption/spans.py`).
+    mask_probability, mask_span, min_masks
+        As data2vec's.
     top_layers, num_codes, codebook_decay
         K, the teacher's layers that have a codebook each, the codes of each (V), and δ of their averages
         (`targets/online_codebook.py`).
@@ -52,6 +51,7 @@ class OnlineCodesConfig(ObjectiveConfig):
 
     mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     mask_span: Count = 10
+    min_masks: Annotated[int, Field(ge=0)] = 1
     top_layers: Count = 8
     num_codes: Annotated[int, Field(ge=2)] = 256
     codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -108,6 +108,7 @@ class OnlineCodes(Objective):
             utterance_generators(batch.seeds_B, "masks"),
             probability=config.mask_probability,
             span=config.mask_span,
+            min_masks=config.min_masks,
         )
         rows_M = is_masked_N.nonzero().squeeze(1).to(latents.values_ND.device)
         targets = layer_targets(self.teacher, latents, config.top_layers)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, iterate_spans
+from isogloss.corruption.replace import Replacement, replace_spans
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.spectral import SPECTRUM_STRIDE, SpectralEncoder
 from isogloss.nn.product import Linear
-from isogloss.objectives.base import Watch
+from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def spectral(encoder: Encoder, objective: str) -> SpectralEncoder:
@@ -127,3 +133,50 @@ WATCHES = (
         advice="lower the learning rate, or check that `encoder.normalization` is 'utterance'",
     ),
 )
+
+
+class AlteredSpansConfig(ObjectiveConfig):
+    """Settings of Mockingjay's alteration of time (arXiv 1910.12638, in s3prl's present form).
+
+    mask_probability, mask_span
+        Share of the frames that spans would cover if they did not overlap, and states in a span (of `stack` frames each).
+    zeroed, replaced
+        Probabilities that spans become zero, or other frames of the utterance; otherwise they stay.
+    """
+
+    mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    mask_span: Annotated[int, Field(ge=1)] = 7
+    zeroed: Share = 0.8
+    replaced: Share = 0.1
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.zeroed + self.replaced > 1:
+            raise ValueError(f"zeroed + replaced must be at most 1, but is {self.zeroed + self.replaced:g}")
+        return self
+
+    def draw_spans(
+        self, targets: Targets, seeds_B: Tensor, decide: Literal["utterance", "span"] = "utterance"
+    ) -> Replacement:
+        """Choose the spans of a batch, and what becomes of them: one die for all spans of an utterance, or one for each."""
+        return replace_spans(
+            targets.lengths,
+            utterance_generators(seeds_B, "masks"),
+            probability=self.mask_probability,
+            span=self.mask_span,
+            zeroed=self.zeroed,
+            replaced=self.replaced,
+            decide=decide,
+        )
+
+
+class Reconstruction(Objective):
+    """Parts of the objectives that rebuild an altered spectrum: a head on the last state of an encoder that reads one."""
+
+    watches = WATCHES
+
+    def __init__(self, config: AlteredSpansConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        encoder = spectral(encoder, config.name)
+        self.head = SpectrumHead(encoder.width, frames_per_state(encoder) * encoder.spectrum_width)

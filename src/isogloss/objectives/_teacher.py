@@ -1,26 +1,102 @@
-"""What the objectives with a teacher share: what the teacher says, which of its parts are averaged, and when the run is ill."""
+"""What the objectives with a teacher share: its decay, what it says, which of its parts are averaged, and when the run is ill."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError
-from isogloss.core.types import Packed
+from isogloss.core.types import LossTerms, Packed
 from isogloss.encoders.base import Encoder, recorded
-from isogloss.objectives.base import Watch
+from isogloss.losses.regression import regression, regression_metrics
+from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 from isogloss.targets.layer_outputs import instance_norm
-from isogloss.targets.teacher import EmaTeacher
+from isogloss.targets.teacher import EmaTeacher, linear_decay
 
+Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # The convolutions over the waveform, and the norm behind them: teacher and student read the same latents.
 FRONTEND = ("convolutions.", "latent_norm.")
+
+
+class LinearDecayConfig(ObjectiveConfig):
+    """Settings of a teacher whose τ rises linearly.
+
+    decay_start, decay_end, decay_fraction
+        From where to where, and over which fraction of the run. A teacher remembers 1/(1−τ) updates, so a short run wants a
+        smaller τ.
+    """
+
+    decay_start: Decay = 0.999
+    decay_end: Decay = 0.9999
+    decay_fraction: Fraction = 0.075
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.decay_end < self.decay_start:
+            raise ValueError(
+                f"decay_end must be at least decay_start ({self.decay_start:g}), but is {self.decay_end:g}; usually because only one "
+                "of them was set; set both"
+            )
+        return self
+
+    def continued(self) -> Self:
+        """Return the settings with τ at its end."""
+        return self.model_copy(update={"decay_start": self.decay_end})
+
+    def decay(self, progress: float) -> float:
+        """Return τ after this fraction of the run."""
+        return linear_decay(progress, self.decay_start, self.decay_end, self.decay_fraction)
+
+
+class RegressionConfig(LinearDecayConfig):
+    """Settings that data2vec and data2vec 2.0 share.
+
+    top_layers
+        K, the layers whose feed-forwards are averaged into the target.
+    smooth_l1
+        β of the smooth L1 loss, which is quadratic below it; 0 for the squared error, as in the audio models.
+    """
+
+    top_layers: Count = 8
+    smooth_l1: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class TeacherRegression(Objective):
+    """Parts of data2vec and data2vec 2.0: the targets, the loss, and how the teacher follows."""
+
+    config: RegressionConfig
+    teacher: EmaTeacher[Encoder]
+
+    def __init__(self, config: RegressionConfig, encoder: Encoder) -> None:
+        super().__init__()
+        check_layers(encoder, config.top_layers)
+        self.config = config
+        self.watches = REGRESSION_WATCHES
+
+    def targets(self, latents: Packed) -> Tensor:
+        """Return y, the mean of the teacher's normalised feed-forward outputs in its top K layers, N×D in fp32."""
+        return torch.stack(layer_targets(self.teacher, latents, self.config.top_layers)).mean(0)
+
+    def terms(self, guesses_MD: Tensor, targets_MD: Tensor, num_frames: int) -> LossTerms:
+        """Return the summed loss of M guesses, of `num_frames` that could have been hidden."""
+        total = regression(guesses_MD, targets_MD, self.config.smooth_l1)
+        metrics = regression_metrics(guesses_MD, targets_MD)
+        return LossTerms(total, len(targets_MD), {**metrics, "masked_fraction": (len(targets_MD), num_frames)})
+
+    def follow(self, encoder: Encoder, progress: float) -> None:
+        """Average the encoder into the teacher."""
+        self.teacher.follow(encoder, self.config.decay(progress))
+
+    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
+        """Leave them as they are: the teacher was made from the checkpoint's encoder."""
+        return rule_of_start(names)
 
 
 def check_layers(encoder: Encoder, top_layers: int) -> None:
@@ -45,16 +121,11 @@ def is_in_blocks(encoder: Encoder) -> frozenset[str]:
 def layer_targets(teacher: EmaTeacher[Encoder], latents: Packed, top_layers: int) -> list[Tensor]:
     """Return the teacher's feed-forward outputs *before the residual* in its top layers, instance-normalised: N×D each, fp32.
 
-    The teacher sees all frames (arXiv 2202.03555, §3.2–3.3). `latents` are the student's: the frontend is shared.
+    The teacher sees all frames (data2vec, arXiv 2202.03555). `latents` are the student's: the frontend is shared.
     """
     with recorded(teacher.model.feed_forwards()[-top_layers:]) as outputs:
         teacher.model.context(latents.with_values(latents.values_ND.detach()))
     return [instance_norm(latents.with_values(output_ND)) for output_ND in outputs]
-
-
-def mean_of(targets: Sequence[Tensor]) -> Tensor:
-    """Return the mean of the layers' targets."""
-    return torch.stack(list(targets)).mean(0)
 
 
 def rule_of_start(names: Sequence[str], *, is_random: bool = False) -> str:
@@ -73,7 +144,7 @@ _FASTER_TEACHER = (
     "bring `objective.decay_start` nearer to 1 (a teacher that follows at once collapses), lower the learning rate"
 )
 
-# The first two are what fairseq aborts a run for, after 5000 updates.
+# The first two are what fairseq aborts a run for, after 5000 updates; the third is how tiny models died without EMA on real speech.
 REGRESSION_WATCHES = (
     Watch(
         metric="target_std",
@@ -89,6 +160,14 @@ REGRESSION_WATCHES = (
         patience=500,
         grace=200,  # real speech, 400 updates: a healthy run passes through .016 near the 60th; a dead one stays below .001
         meaning="the student predicts the same of every frame: it has collapsed",
+        advice=_FASTER_TEACHER,
+    ),
+    Watch(
+        metric="target_rank",
+        low=1.5,
+        patience=100,
+        grace=100,
+        meaning="the teacher's frames differ along one direction only: it has collapsed to a single number a frame",
         advice=_FASTER_TEACHER,
     ),
     Watch(

@@ -28,7 +28,9 @@ from isogloss.encoders.base import Encoder
 from isogloss.losses.contrastive import info_nce
 from isogloss.losses.negatives import draw_as_reference, draw_from_batch
 from isogloss.nn.dropout import Dropout
+from isogloss.objectives._future import FutureLoss, metrics_of, spread
 from isogloss.objectives._predictors import LinearPredictors, TransformerPredictors
+from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 
 Count = Annotated[int, Field(ge=1)]
@@ -118,15 +120,8 @@ class Cpc(Objective):
         hits_K = torch.stack([hits for _, hits in losses_and_hits])
 
         num_anchors = len(anchors_A)
-        metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {}
-        metrics["contrastive_loss"] = (losses_K.detach().sum(), num_anchors * num_steps)
-        metrics["accuracy"] = (hits_K.sum(), num_anchors * num_steps)
-        for k in range(num_steps):
-            metrics[f"contrastive_loss_{k + 1}"] = (losses_K[k].detach(), num_anchors)
-            metrics[f"accuracy_{k + 1}"] = (hits_K[k], num_anchors)
-        num_frames = len(latents.values_ND)
-        spread = latents.values_ND.detach().float().std(0, unbiased=False).mean() if num_frames else 0.0
-        metrics["latent_std"] = (spread * num_frames, num_frames)
+        told = metrics_of(FutureLoss(losses_K, hits_K, torch.full((num_steps,), num_anchors)))
+        metrics = told | {"latent_std": spread(latents.values_ND)}
         return LossTerms(losses_K.sum(), num_anchors, metrics)
 
     def _draw(self, latents: Packed, seeds_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,12 +176,9 @@ def _watches(config: Config) -> tuple[Watch, ...]:
             meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
             advice="lower the learning rate or warm up for longer",
         ),
-        Watch(
-            metric="accuracy",
-            low=2 / (1 + config.num_negatives),
-            patience=1000,
-            grace=5000,
-            meaning="the predictors tell the next frames from negatives no better than chance",
-            advice="warm up for longer (linear predictors need it), or change the learning rate",
+        chance_watch(
+            2 / (1 + config.num_negatives),
+            "the predictors tell the next frames from negatives",
+            "warm up for longer (linear predictors need it), or change the learning rate",
         ),
     )

@@ -13,8 +13,7 @@ targets there:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
@@ -24,26 +23,14 @@ from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.exact import mask_exactly
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.wave import AlibiRelative, WaveEncoder
-from isogloss.losses.regression import regression, regression_metrics
 from isogloss.nn.conv_decoder import ConvDecoder, fill_in, seeded_noise
-from isogloss.objectives._teacher import (
-    FRONTEND,
-    REGRESSION_WATCHES,
-    Decay,
-    Fraction,
-    check_layers,
-    layer_targets,
-    mean_of,
-    rule_of_start,
-)
-from isogloss.objectives.base import Objective, ObjectiveConfig
-from isogloss.targets.teacher import EmaTeacher, linear_decay
+from isogloss.objectives._teacher import FRONTEND, Count, Decay, Fraction, RegressionConfig, TeacherRegression
+from isogloss.targets.teacher import EmaTeacher
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-class Config(ObjectiveConfig):
+class Config(RegressionConfig):
     """Settings of data2vec 2.0; the defaults are the released audio BASE. LARGE: num_masks 12, mask_share 0.55, top_layers 16,
     decoder_width 768, decay 0.9997 → 1 over half of the run.
 
@@ -51,14 +38,12 @@ class Config(ObjectiveConfig):
         M, the masks for which each target is used.
     mask_share, mask_span, mask_adjust
         Each mask hides exactly this share of the frames, in spans (`corruption/exact.py`).
-    top_layers, smooth_l1
-        As data2vec's.
     decoder_width, decoder_layers, decoder_kernel, decoder_groups, decoder_dropout
         Of the decoder (`nn/conv_decoder.py`).
     noise
         Standard deviation of what the decoder gets in place of a hidden frame.
-    decay_start, decay_end, decay_fraction
-        τ rises linearly over this fraction of the run: 75 000 of 400 000 updates.
+    top_layers, smooth_l1, decay_start, decay_end, decay_fraction
+        As data2vec's; τ rises over 75 000 of 400 000 updates.
     """
 
     name: Literal["data2vec2"] = "data2vec2"
@@ -66,35 +51,25 @@ class Config(ObjectiveConfig):
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     mask_span: Count = 5
     mask_adjust: Weight = 0.05
-    top_layers: Count = 8
-    smooth_l1: Weight = 0.0
     decoder_width: Count = 384
     decoder_layers: Count = 4
     decoder_kernel: Count = 7
     decoder_groups: Count = 16
     decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     noise: Weight = 0.01
-    decay_start: Decay = 0.999
     decay_end: Decay = 0.99999
     decay_fraction: Fraction = 0.1875
 
-    def continued(self) -> Self:
-        """Return the settings with τ at its end."""
-        return self.model_copy(update={"decay_start": self.decay_end})
-
 
 @final
-class Data2Vec2(Objective):
+class Data2Vec2(TeacherRegression):
     """Regression of a teacher's targets, each used for several masks, by an encoder of the frames that are left."""
 
     config: Config
-    watches = REGRESSION_WATCHES
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
         _check(config, encoder)
-        check_layers(encoder, config.top_layers)
-        self.config = config
+        super().__init__(config, encoder)
         self.decoder = ConvDecoder(
             encoder.width,
             config.decoder_width,
@@ -120,7 +95,7 @@ class Data2Vec2(Objective):
             adjust=config.mask_adjust,
         )
         rows_R = is_masked_MN.flatten().nonzero().squeeze(1)  # of the copies, end to end
-        targets_ND = mean_of(layer_targets(self.teacher, latents, config.top_layers))
+        targets_ND = self.targets(latents)
         targets_RD = targets_ND.index_select(0, (rows_R % max(len(targets_ND), 1)).to(device))
 
         states_KD = encoder.context_of_kept(latents, is_masked_MN).last.values_ND
@@ -128,21 +103,7 @@ class Data2Vec2(Objective):
         noise = seeded_noise(sizes_B, config.num_masks, encoder.width, config.noise, generators, device)
         decoded = self.decoder(fill_in(states_KD, is_masked_MN.flatten(), noise), sizes_B * config.num_masks)
         guesses_RD = decoded.index_select(0, rows_R.to(device)).float()
-
-        total = regression(guesses_RD, targets_RD, config.smooth_l1)
-        metrics = regression_metrics(guesses_RD, targets_RD)
-        return LossTerms(total, len(rows_R), {**metrics, "masked_fraction": (len(rows_R), float(is_masked_MN.numel()))})
-
-    def follow(self, encoder: Encoder, progress: float) -> None:
-        """Average the encoder into the teacher."""
-        config = self.config
-        self.teacher.follow(
-            encoder, linear_decay(progress, config.decay_start, config.decay_end, config.decay_fraction)
-        )
-
-    def rebuild_heads(self, encoder: Encoder, names: Sequence[str]) -> str:
-        """Leave them as they are: the teacher was made from the checkpoint's encoder."""
-        return rule_of_start(names)
+        return self.terms(guesses_RD, targets_RD, is_masked_MN.numel())
 
 
 def _check(config: Config, encoder: Encoder) -> None:

@@ -10,28 +10,20 @@ follows the frames, and the student predicts all K codes of a hidden frame from 
 
 from __future__ import annotations
 
-from typing import Literal, Self, final
+from typing import Literal, final
 
 from torch import Tensor
 
 from isogloss.core.types import EncoderOutput
 from isogloss.encoders.base import Encoder
 from isogloss.objectives._online_codes import OnlineCodes, OnlineCodesConfig
-from isogloss.objectives._teacher import Decay
-from isogloss.targets.teacher import linear_decay
+from isogloss.objectives._teacher import LinearDecayConfig
 
 
-class Config(OnlineCodesConfig):
-    """Settings of DinoSR; the defaults are the published BASE. `decay_end`: where τ arrives, linearly: 0.9999 after 30 000 of
-    400 000 updates.
-    """
+class Config(LinearDecayConfig, OnlineCodesConfig):
+    """Settings of DinoSR; the defaults are the published BASE: τ rises from 0.999 to 0.9999 over 30 000 of 400 000 updates."""
 
     name: Literal["dinosr"] = "dinosr"
-    decay_end: Decay = 0.9999
-
-    def continued(self) -> Self:
-        """Return the settings with τ at its end."""
-        return self.model_copy(update={"decay_start": self.decay_end})
 
 
 @final
@@ -49,5 +41,4 @@ class DinoSR(OnlineCodes):
 
     def decay(self, progress: float) -> float:
         """Return τ, which rises linearly."""
-        config = self.config
-        return linear_decay(progress, config.decay_start, config.decay_end, config.decay_fraction)
+        return self.config.decay(progress)

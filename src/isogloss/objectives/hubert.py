@@ -37,16 +37,5 @@ class Hubert(MaskedUnits):
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed loss over the target frames of a batch."""
-        frontend = encoder.frontend(batch.audio)
-        latents = frontend.latents
-        units_N = self.units(batch, latents)
-        is_masked_N = self.masks(latents, batch.seeds_B)
-
-        states = encoder.context(latents, is_masked_N.to(units_N.device)).states
-        terms = self.heads.predict(states, units_N, is_masked_N)
-
-        penalty = self.penalty(frontend.features, is_masked_N)
-        terms.total = terms.total + self.config.feature_penalty * penalty
-        terms.metrics["feature_energy"] = (penalty.detach(), terms.num_targets)
-        terms.metrics["masked_fraction"] = (int(is_masked_N.sum()), len(is_masked_N))
+        terms, _, _ = self.unit_terms(encoder, batch, batch.audio)
         return terms

@@ -14,79 +14,38 @@ which the loop divides by the number of cells.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Literal, final
 
-from pydantic import Field, model_validator
-
-from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
-from isogloss.corruption.replace import replace_spans
 from isogloss.encoders.base import Encoder
-from isogloss.objectives._reconstruction import (
-    WATCHES,
-    SpectrumHead,
-    Targets,
-    absolute_error,
-    frames_per_state,
-    spectral,
-)
-from isogloss.objectives.base import Objective, ObjectiveConfig
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+from isogloss.objectives._reconstruction import AlteredSpansConfig, Reconstruction, Targets, absolute_error, spectral
 
 
-class Config(ObjectiveConfig):
+class Config(AlteredSpansConfig):
     """Settings of Mockingjay; the defaults are s3prl's present ones. The paper's: mask_span 1 with `encoder.stack` 3, decide "span".
 
-    mask_probability, mask_span
-        Share of the frames that spans would cover if they did not overlap, and states in a span (of `stack` frames each).
-    zeroed, replaced
-        Probabilities that spans become zero, or other frames of the utterance; otherwise they stay.
+    mask_probability, mask_span, zeroed, replaced
+        The alteration of time (`AlteredSpansConfig`).
     decide
         Whether one die decides for all spans of an utterance (s3prl now) or each span has its own (2019).
     """
 
     name: Literal["mockingjay"] = "mockingjay"
-    mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    mask_span: Annotated[int, Field(ge=1)] = 7
-    zeroed: Share = 0.8
-    replaced: Share = 0.1
     decide: Literal["utterance", "span"] = "utterance"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.zeroed + self.replaced > 1:
-            raise ValueError(f"zeroed + replaced must be at most 1, but is {self.zeroed + self.replaced:g}")
-        return self
 
 
 @final
-class Mockingjay(Objective):
+class Mockingjay(Reconstruction):
     """Reconstruction of hidden frames from both sides."""
 
     config: Config
-    watches = WATCHES
-
-    def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        encoder = spectral(encoder, config.name)
-        self.head = SpectrumHead(encoder.width, frames_per_state(encoder) * encoder.spectrum_width)
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed absolute error over the cells of the chosen frames."""
-        config, encoder = self.config, spectral(encoder, self.config.name)
+        encoder = spectral(encoder, self.config.name)
         spectrum = encoder.spectrum(batch.audio)
         targets = Targets.of(spectrum, encoder, batch.audio.sizes)
-        replacement = replace_spans(
-            targets.lengths,
-            utterance_generators(batch.seeds_B, "masks"),
-            probability=config.mask_probability,
-            span=config.mask_span,
-            zeroed=config.zeroed,
-            replaced=config.replaced,
-            decide=config.decide,
-        )
+        replacement = self.config.draw_spans(targets, batch.seeds_B, self.config.decide)
         corrupted = replacement.repeated(targets.frames, targets.lengths, spectrum.sizes).apply(spectrum)
         states = encoder.context(encoder.embed(corrupted).latents).last
         chosen_K = replacement.is_chosen_N.nonzero().squeeze(1).to(targets.rows_M.device)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, final
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from isogloss.core import dist
@@ -75,6 +75,21 @@ class Config(ObjectiveConfig):
                 )
         return parts
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_on_the_number_of_units(cls, tree: Any) -> Any:
+        """Give `num_units`, which a recipe's [labels] sets, to every part that predicts units."""
+        if not isinstance(tree, dict) or "num_units" not in tree or not isinstance(tree.get("parts"), dict):
+            return tree
+        tree = dict(tree)
+        num_units, parts = tree.pop("num_units"), {}
+        for name, part in tree["parts"].items():
+            parts[name] = part
+            own = part.get("objective") if isinstance(part, dict) else None
+            if isinstance(own, dict) and "num_units" in type(parse_objective(own)).model_fields:
+                parts[name] = part | {"objective": own | {"num_units": num_units}}
+        return tree | {"parts": parts}
+
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with every part's completed."""
         return self._each(lambda config: config.for_corpus(index))
@@ -111,6 +126,13 @@ class Multi(Objective):
                 f"the parts want micro-batches of one {' and of one '.join(sorted(map(str, groupings)))}; one of them only"
             )
         self.grouping = next(iter(groupings), None)
+        numbers = {part.num_units for _, part in self._named()} - {None}
+        if len(numbers) > 1:
+            raise ConfigError(
+                f"the parts must predict equally many units, since a batch has one kind, but they predict {sorted(map(int, numbers))}; "  # type: ignore[arg-type]
+                "set `num_units` of all to that of `data.units`"
+            )
+        self.num_units = next(iter(numbers), None)
         self.watches = tuple(
             replace(watch, metric=f"{name}/{watch.metric}") for name, part in self._named() for watch in part.watches
         )

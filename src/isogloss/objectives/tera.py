@@ -14,34 +14,30 @@ which the loop divides by the number of cells. The noise chooses no cells: it is
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.frequency import draw_bands, magnitude_noise
-from isogloss.corruption.replace import replace_spans
 from isogloss.encoders.base import Encoder
 from isogloss.objectives._reconstruction import (
-    WATCHES,
-    SpectrumHead,
+    AlteredSpansConfig,
+    Reconstruction,
+    Share,
     Targets,
     absolute_error,
-    frames_per_state,
     spectral,
 )
-from isogloss.objectives.base import Objective, ObjectiveConfig
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Config(ObjectiveConfig):
+class Config(AlteredSpansConfig):
     """Settings of TERA; the defaults are those of its base model (arXiv 2007.06028, in s3prl's form).
 
     mask_probability, mask_span, zeroed, replaced
-        The alteration of time, as in `mockingjay`: one die for all spans of an utterance.
+        The alteration of time, as in `mockingjay` (`AlteredSpansConfig`): one die for all spans of an utterance.
     max_band
         The band's width is uniform up to this share of the bins; 0 leaves the alteration of frequency out.
     noise_probability, noise_std
@@ -49,33 +45,16 @@ class Config(ObjectiveConfig):
     """
 
     name: Literal["tera"] = "tera"
-    mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    mask_span: Annotated[int, Field(ge=1)] = 7
-    zeroed: Share = 0.8
-    replaced: Share = 0.1
     max_band: Share = 0.2
     noise_probability: Share = 0.15
     noise_std: Annotated[float, Field(gt=0.0)] = 0.2
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.zeroed + self.replaced > 1:
-            raise ValueError(f"zeroed + replaced must be at most 1, but is {self.zeroed + self.replaced:g}")
-        return self
-
 
 @final
-class Tera(Objective):
+class Tera(Reconstruction):
     """Reconstruction of a spectrum that was altered in time, frequency and magnitude."""
 
     config: Config
-    watches = WATCHES
-
-    def __init__(self, config: Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        encoder = spectral(encoder, config.name)
-        self.head = SpectrumHead(encoder.width, frames_per_state(encoder) * encoder.spectrum_width)
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed absolute error over the cells that were hidden in time or in frequency."""
@@ -83,14 +62,7 @@ class Tera(Objective):
         spectrum = encoder.spectrum(batch.audio)
         device = spectrum.values_ND.device
         targets = Targets.of(spectrum, encoder, batch.audio.sizes)
-        replacement = replace_spans(
-            targets.lengths,
-            utterance_generators(batch.seeds_B, "masks"),
-            probability=config.mask_probability,
-            span=config.mask_span,
-            zeroed=config.zeroed,
-            replaced=config.replaced,
-        )
+        replacement = config.draw_spans(targets, batch.seeds_B)
         corrupted = replacement.repeated(targets.frames, targets.lengths, spectrum.sizes).apply(spectrum)
         # Slopes of a hidden bin would tell it: the band is hidden in every order.
         bands = utterance_generators(batch.seeds_B, "bands")

@@ -29,17 +29,14 @@ from isogloss.corruption.spans import mask_spans
 from isogloss.data.index import CorpusIndex
 from isogloss.data.text import labels_of_corpus
 from isogloss.encoders.base import Encoder
-from isogloss.losses.contrastive import cosine_logits, info_nce
-from isogloss.losses.diversity import diversity_loss
-from isogloss.losses.negatives import draw_within_utterances
+from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.losses.transcripts import encode_labels, transcript_loss
 from isogloss.nn.dropout import Dropout
-from isogloss.objectives._gumbel import GumbelConfig, perplexity_watch
-from isogloss.objectives.base import HeadReport, Objective, Watch
+from isogloss.objectives._gumbel import Count, GumbelConfig, WithGumbelCodes, perplexity_watch
+from isogloss.objectives._watches import TRIVIAL_CONTRAST
+from isogloss.objectives.base import HeadReport, Watch
 from isogloss.targets.base import Quantized
-from isogloss.targets.gumbel import GumbelQuantizer
 
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -94,7 +91,7 @@ class Config(GumbelConfig):
 
 
 @final
-class UniSpeech(Objective):
+class UniSpeech(WithGumbelCodes):
     """Transcripts and contrastive learning of codes, joined by replacing states with codes."""
 
     config: Config
@@ -103,10 +100,7 @@ class UniSpeech(Objective):
         super().__init__()
         self.config = config
         self.additive = config.diversity_weight == 0.0 or config.ctc_weight == 1.0
-        self.quantizer = GumbelQuantizer(
-            encoder.latent_width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
-        )
-        self.project_targets = nn.Linear(config.target_width, config.final_width)
+        self.build_codes(encoder.latent_width)
         self.lift_targets = nn.Linear(config.final_width, encoder.width)
         self.feature_dropout = Dropout(config.feature_dropout)
         self.output_dropout = Dropout(config.output_dropout)
@@ -114,8 +108,6 @@ class UniSpeech(Objective):
             self.vocabulary = Vocabulary(config.labels)
             self.requires = frozenset({config.labels.needs})
             self.project_ctc = nn.Linear(encoder.width, len(self.vocabulary))
-        self.gumbel_temperature: Tensor
-        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
         self.watches = _watches(config)
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
@@ -135,31 +127,24 @@ class UniSpeech(Objective):
 
         states = encoder.context(latents, is_masked_N.to(device)).last
         quantized, lifted_ND = self.lifted_codes(latents, seeds_B)
-        negatives = draw_within_utterances(
-            sizes, config.num_negatives, utterance_generators(seeds_B, "negatives", device), device
-        )
-        logits_NK = cosine_logits(
+        logits_NK = contrast(
             states.values_ND,
             lifted_ND,
             sizes,
-            negatives,
+            utterance_generators(seeds_B, "negatives", device),
+            num_negatives=config.num_negatives,
             temperature=config.temperature,
             codes_MG=quantized.codes_MG,
         )
         contrastive, num_correct = info_nce(logits_NK.index_select(0, rows_M))
-        perplexity = quantized.probability_perplexity
-        diversity = diversity_loss(perplexity, config.num_codebooks * config.num_codes, num_masked)
+        diversity, code_metrics = self.diversity(quantized, num_masked)
         total = (1 - config.ctc_weight) * (contrastive + config.diversity_weight * diversity)
 
-        has_masks = float(num_masked > 0)
         metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "contrastive_loss": (contrastive.detach(), num_masked),
             "accuracy": (num_correct, num_masked),
-            "diversity_loss": (diversity.detach(), num_masked),
-            "code_perplexity": (quantized.code_perplexity * has_masks, has_masks),
-            "probability_perplexity": (perplexity.detach() * has_masks, has_masks),
             "masked_fraction": (num_masked, len(is_masked_N)),
-            "gumbel_temperature": (self.gumbel_temperature * has_masks, has_masks),
+            **code_metrics,
         }
         if config.ctc_weight:
             transcript = self._transcript_terms(batch, states, lifted_ND, num_masked_B)
@@ -191,10 +176,6 @@ class UniSpeech(Objective):
         num_symbols_B = torch.tensor([0 if labels is None else len(labels) for labels in labels_B])
         return transcript_loss(logits, labels_B, weights_B=num_masked_B / num_symbols_B.clamp(min=1))
 
-    def after_step(self, progress: float) -> None:
-        """Lower the temperature: it follows from the progress alone."""
-        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))
-
     def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:
         """Copy heads by name; fairseq's `final_proj` is U in a UniSpeech file. An output layer is taken from isogloss folders only."""
         names = {"lift_targets.weight": "project_context.weight", "lift_targets.bias": "project_context.bias"}
@@ -207,17 +188,7 @@ class UniSpeech(Objective):
 def _watches(config: Config) -> tuple[Watch, ...]:
     watches = []
     if config.ctc_weight < 1.0:
-        watches += [
-            perplexity_watch(config),
-            Watch(
-                metric="contrastive_loss",
-                low=0.1,
-                meaning="the contrastive task has become trivial: most negatives have the code of the positive, or codes tell positions",
-                advice="raise `objective.diversity_weight`, lower the learning rate, or put more seconds into an update",
-                patience=200,
-                grace=100,
-            ),
-        ]
+        watches += [perplexity_watch(config), TRIVIAL_CONTRAST]
     if config.ctc_weight:
         watches.append(
             Watch(

@@ -23,20 +23,18 @@ from torch import Tensor, nn
 from isogloss.core.errors import ConfigError
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
-from isogloss.corruption.mixing import Mixing, mix_utterances
+from isogloss.corruption.mixing import Mixing
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.wave import WaveConfig
-from isogloss.losses.diversity import diversity_loss
 from isogloss.losses.same_utterance import (
     area_under_curve,
     draw_from_all,
     same_utterance_logits,
     same_utterance_loss,
 )
-from isogloss.objectives._gumbel import GumbelConfig, perplexity_watch
+from isogloss.objectives._gumbel import GumbelConfig, WithGumbelCodes, perplexity_watch
 from isogloss.objectives._masked_units import MaskedUnits, MaskedUnitsConfig
 from isogloss.objectives.base import Watch
-from isogloss.targets.gumbel import GumbelQuantizer
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -69,7 +67,7 @@ class Config(GumbelConfig, MaskedUnitsConfig):
 
 
 @final
-class UniSpeechSat(MaskedUnits):
+class UniSpeechSat(WithGumbelCodes, MaskedUnits):
     """Units of hidden frames, and the utterance of each of them."""
 
     config: Config
@@ -83,16 +81,11 @@ class UniSpeechSat(MaskedUnits):
             )
         self.speaker_layer = layer
         self.additive = False
-        self.quantizer = GumbelQuantizer(
-            encoder.width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
-        )
-        self.project_targets = nn.Linear(config.target_width, config.final_width)
+        self.build_codes(encoder.width)
         self.project_speaker = nn.Linear(encoder.width, config.final_width)
         # States between pre-norm layers have no norm of their own.
         is_pre_norm = isinstance(encoder.config, WaveConfig) and encoder.config.norm_first
         self.middle_norm = nn.LayerNorm(encoder.width) if is_pre_norm else nn.Identity()
-        self.gumbel_temperature: Tensor
-        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
         self.watches = (
             *self.watches,
             perplexity_watch(config),
@@ -108,33 +101,14 @@ class UniSpeechSat(MaskedUnits):
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed loss over the target frames of a batch."""
-        config = self.config
-        audio, is_mixed_B = self._mixed(encoder, batch)
-        frontend = encoder.frontend(audio)
-        latents = frontend.latents
-        units_N = self.units(batch, latents)
-        is_masked_N = self.masks(latents, batch.seeds_B)
-
-        states = encoder.context(latents, is_masked_N.to(units_N.device)).states
-        terms = self.heads.predict(states, units_N, is_masked_N)
+        mixing = Mixing(self.config.mixing_probability, 0.0, self.config.mixing_share)
+        audio, is_mixed_B = self.mixed(encoder, batch, mixing)
+        terms, states, is_masked_N = self.unit_terms(encoder, batch, audio)
         speaker = self._speaker_terms(states[self.speaker_layer], is_masked_N, batch.seeds_B)
-
-        penalty = self.penalty(frontend.features, is_masked_N)
-        terms.total = terms.total + speaker.total + config.feature_penalty * penalty
+        terms.total = terms.total + speaker.total
         terms.metrics |= speaker.metrics
-        terms.metrics["feature_energy"] = (penalty.detach(), terms.num_targets)
-        terms.metrics["masked_fraction"] = (int(is_masked_N.sum()), len(is_masked_N))
         terms.metrics["mixed_fraction"] = (int(is_mixed_B.sum()), len(is_mixed_B))
         return terms
-
-    def _mixed(self, encoder: Encoder, batch: SpeechBatch) -> tuple[Packed, Tensor]:
-        mixing = Mixing(self.config.mixing_probability, 0.0, self.config.mixing_share)
-        generators = utterance_generators(batch.seeds_B, "mixing")
-        audio, is_mixed_B = mix_utterances(batch.audio, batch.seeds_B, generators, mixing)
-        if not encoder.normalizes_waveform:
-            return audio, is_mixed_B
-        parts = zip(audio.split(), is_mixed_B.tolist(), strict=True)
-        return Packed.from_list([encoder.prepare(wave) if mixed else wave for wave, mixed in parts]), is_mixed_B
 
     def _speaker_terms(self, states: Packed, is_masked_N: Tensor, seeds_B: Tensor) -> LossTerms:
         config, device = self.config, states.values_ND.device
@@ -153,22 +127,13 @@ class UniSpeechSat(MaskedUnits):
         )
         loss = same_utterance_loss(logits_MK, is_same_MK, config.speaker_loss)
         num_masked = len(rows_M)
-        perplexity = quantized.probability_perplexity
-        diversity = diversity_loss(perplexity, config.num_codebooks * config.num_codes, num_masked)
-        has_masks = float(num_masked > 0)
+        diversity, code_metrics = self.diversity(quantized, num_masked)
         return LossTerms(
             config.speaker_weight * loss + config.diversity_weight * diversity,
             num_masked,
             {
                 "same_utterance_loss": (loss.detach(), num_masked),
                 "same_utterance_auc": area_under_curve(logits_MK.detach(), is_same_MK),
-                "diversity_loss": (diversity.detach(), num_masked),
-                "code_perplexity": (quantized.code_perplexity * has_masks, has_masks),
-                "probability_perplexity": (perplexity.detach() * has_masks, has_masks),
-                "gumbel_temperature": (self.gumbel_temperature * has_masks, has_masks),
+                **code_metrics,
             },
         )
-
-    def after_step(self, progress: float) -> None:
-        """Lower the temperature: it follows from the progress alone."""
-        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))

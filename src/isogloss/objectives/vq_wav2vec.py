@@ -15,10 +15,9 @@ context without this objective. With P_i pairs in utterance i,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Literal, final
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError
@@ -29,22 +28,19 @@ from isogloss.encoders.wav2vec import Wav2VecEncoder
 from isogloss.losses.diversity import diversity_loss
 from isogloss.nn.vector_quantizer import QuantizedRows
 from isogloss.objectives._future import FuturePredictor, metrics_of
-from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
+from isogloss.objectives._gumbel import Count, Positive, TemperatureConfig, Weight, WithTemperature, temperature_metrics
+from isogloss.objectives._watches import chance_watch
+from isogloss.objectives.base import Watch
 from isogloss.targets.base import Quantized
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-Weight = Annotated[float, Field(ge=0.0)]
 
-
-class Config(ObjectiveConfig):
+class Config(TemperatureConfig):
     """Settings of vq-wav2vec; the defaults are the published ones (arXiv 1910.05453, and the released commands).
 
     num_steps, num_negatives, offset, negative_weight
         As in `wav2vec`.
     gumbel_temperature_start, gumbel_temperature_end, temperature_decay_fraction
-        The temperature of an encoder with `quantizer = "gumbel"` falls exponentially and reaches its end after this fraction of
-        the run: 2 · 0.999995ⁿ reaches 0.5 after 277 258 of 400 000 updates.
+        Of an encoder with `quantizer = "gumbel"` (`TemperatureConfig`): 2 · 0.999995ⁿ reaches 0.5 after 277 258 of 400 000 updates.
     diversity_weight
         Weight of wav2vec 2.0's diversity loss; the published runs have none. With it the loss holds a batch statistic.
     kmeans_weight, commitment
@@ -56,29 +52,13 @@ class Config(ObjectiveConfig):
     num_negatives: Count = 10
     offset: Count | None = None
     negative_weight: Positive = 1.0
-    gumbel_temperature_start: Positive = 2.0
-    gumbel_temperature_end: Positive = 0.5
-    temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
     diversity_weight: Weight = 0.0
     kmeans_weight: Weight = 1.0
     commitment: Weight = 0.25
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.gumbel_temperature_end > self.gumbel_temperature_start:
-            raise ValueError(
-                f"gumbel_temperature_end must be at most gumbel_temperature_start ({self.gumbel_temperature_start:g}), "
-                f"but is {self.gumbel_temperature_end:g}"
-            )
-        return self
-
-    def continued(self) -> Self:
-        """Return the settings with the Gumbel temperature at its end."""
-        return self.model_copy(update={"gumbel_temperature_start": self.gumbel_temperature_end})
-
 
 @final
-class VqWav2Vec(Objective):
+class VqWav2Vec(WithTemperature):
     """Binary contrastive prediction of quantized latents, by a context of quantized latents."""
 
     config: Config
@@ -99,8 +79,7 @@ class VqWav2Vec(Objective):
         self.predictor = FuturePredictor(
             encoder, num_steps=config.num_steps, num_negatives=config.num_negatives, offset=config.offset
         )
-        self.gumbel_temperature: Tensor
-        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
+        self.start_temperature()
         self.watches = _watches(config, encoder.config.num_codebooks)
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
@@ -118,17 +97,15 @@ class VqWav2Vec(Objective):
 
         num_pairs, num_frames = int(result.num_pairs_K.sum()), len(z.values_ND)
         codes = Quantized(rows.values_ND, rows.codes_NG, rows.mean_probabilities_GC)
-        has_frames = float(num_frames > 0)
         total = result.losses_K.sum()
         metrics = metrics_of(result)
-        metrics["code_perplexity"] = (codes.code_perplexity * has_frames, has_frames)
         if is_gumbel:
-            perplexity = codes.probability_perplexity
             num_codes = rows.mean_probabilities_GC.numel()
-            total = total + config.diversity_weight * diversity_loss(perplexity, num_codes, num_pairs)
-            metrics["probability_perplexity"] = (perplexity.detach() * has_frames, has_frames)
-            metrics["gumbel_temperature"] = (self.gumbel_temperature * has_frames, has_frames)
+            diversity = diversity_loss(codes.probability_perplexity, num_codes, num_pairs)
+            total = total + config.diversity_weight * diversity
+            metrics |= temperature_metrics(self.gumbel_temperature, codes, num_frames)
         else:
+            metrics["code_perplexity"] = (codes.code_perplexity * float(num_frames > 0), float(num_frames > 0))
             distances = self._distances(rows, z, self.predictor.lags())
             total = total + config.kmeans_weight * distances
             metrics["kmeans_loss"] = (distances.detach(), num_pairs)
@@ -142,12 +119,6 @@ class VqWav2Vec(Objective):
         pairs_B = torch.tensor([sum(max(n - lag, 0) for lag in lags) for n in z.sizes])
         return (mean_B * pairs_B.to(mean_B)).sum()
 
-    def after_step(self, progress: float) -> None:
-        """Lower the temperature: it follows from the progress alone."""
-        start, end = self.config.gumbel_temperature_start, self.config.gumbel_temperature_end
-        share = min(progress / self.config.temperature_decay_fraction, 1.0)
-        self.gumbel_temperature.fill_(start * (end / start) ** share)
-
 
 def _watches(config: Config, num_codebooks: int) -> tuple[Watch, ...]:
     return (
@@ -159,12 +130,9 @@ def _watches(config: Config, num_codebooks: int) -> tuple[Watch, ...]:
             meaning="the frames share a few codes: the codebooks have collapsed",
             advice="set `objective.diversity_weight` (Gumbel), lower the learning rate, or put more seconds into an update",
         ),
-        Watch(
-            metric="accuracy",
-            low=1.2 / (1 + config.num_negatives),
-            patience=1000,
-            grace=5000,
-            meaning="the guesses tell the next frames' codes from negatives no better than chance",
-            advice="warm up for longer, or change the learning rate",
+        chance_watch(
+            1.2 / (1 + config.num_negatives),
+            "the guesses tell the next frames' codes from negatives",
+            "warm up for longer, or change the learning rate",
         ),
     )

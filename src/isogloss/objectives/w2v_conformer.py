@@ -23,8 +23,8 @@ from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.bernoulli import mask_bernoulli
 from isogloss.encoders.base import Encoder
-from isogloss.losses.contrastive import cosine_logits, info_nce
-from isogloss.losses.negatives import draw_within_utterances
+from isogloss.losses.contrastive import contrast, info_nce
+from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 
 Count = Annotated[int, Field(ge=1)]
@@ -61,7 +61,17 @@ class W2vConformer(Objective):
         self.config = config
         self.project_targets = nn.Linear(encoder.latent_width, config.final_width)
         self.project_context = nn.Linear(encoder.width, config.final_width)
-        self.watches = _watches(config)
+        self.watches = (
+            Watch(
+                metric="target_spread",
+                low=1e-3,
+                meaning="the targets have collapsed: all frames have the same one, and nothing can be told apart",
+                advice="lower the learning rate, or warm up for longer",
+                patience=200,
+                grace=100,
+            ),
+            chance_watch(2 / (1 + config.num_negatives), "the context tells the positive from its negatives"),
+        )
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed loss over the hidden frames of a batch."""
@@ -80,10 +90,14 @@ class W2vConformer(Objective):
         states = encoder.context(latents, is_masked_N.to(device)).last
         context_MD = self.project_context(states.values_ND.index_select(0, rows_M))
         targets_MD = self.project_targets(latents.values_ND.index_select(0, rows_M))
-        negatives = draw_within_utterances(
-            num_masked_B, config.num_negatives, utterance_generators(seeds_B, "negatives", device), device
+        logits_MK = contrast(
+            context_MD,
+            targets_MD,
+            num_masked_B,
+            utterance_generators(seeds_B, "negatives", device),
+            num_negatives=config.num_negatives,
+            temperature=config.temperature,
         )
-        logits_MK = cosine_logits(context_MD, targets_MD, num_masked_B, negatives, temperature=config.temperature)
         loss, num_correct = info_nce(logits_MK)
 
         num_masked = len(rows_M)
@@ -100,24 +114,3 @@ def _spread(targets_MD: Tensor) -> Tensor:
     """Return 1 − ‖mean of the targets' directions‖²: 0 where all point one way, near 1 where they differ."""
     directions_MD = F.normalize(targets_MD.detach().float(), dim=1)
     return 1 - directions_MD.mean(0).square().sum() if len(directions_MD) else torch.zeros(())
-
-
-def _watches(config: Config) -> tuple[Watch, ...]:
-    return (
-        Watch(
-            metric="target_spread",
-            low=1e-3,
-            meaning="the targets have collapsed: all frames have the same one, and nothing can be told apart",
-            advice="lower the learning rate, or warm up for longer",
-            patience=200,
-            grace=100,
-        ),
-        Watch(
-            metric="accuracy",
-            low=2 / (1 + config.num_negatives),
-            meaning="the context tells the positive from its negatives no better than chance",
-            advice="warm up for longer, change the learning rate, or check that the audio is speech at the right sampling rate",
-            patience=1000,
-            grace=5000,
-        ),
-    )

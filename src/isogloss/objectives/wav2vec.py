@@ -17,14 +17,14 @@ from __future__ import annotations
 from typing import Annotated, Literal, final
 
 from pydantic import Field
-from torch import Tensor
 
 from isogloss.core.errors import ConfigError
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.wav2vec import Wav2VecEncoder
-from isogloss.objectives._future import FuturePredictor, metrics_of
+from isogloss.objectives._future import FuturePredictor, metrics_of, spread
+from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 
 Count = Annotated[int, Field(ge=1)]
@@ -83,13 +83,6 @@ class Wav2Vec(Objective):
         return LossTerms(result.losses_K.sum(), int(result.num_pairs_K.sum()), metrics)
 
 
-def spread(values_ND: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """Return the standard deviation of a channel over the rows, averaged over channels, as a metric."""
-    num_rows = len(values_ND)
-    std = values_ND.detach().float().std(0, unbiased=False).mean() if num_rows else 0.0
-    return std * num_rows, num_rows
-
-
 def _watches(num_negatives: int) -> tuple[Watch, ...]:
     return (
         Watch(
@@ -101,12 +94,9 @@ def _watches(num_negatives: int) -> tuple[Watch, ...]:
             meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
             advice="lower the learning rate or warm up for longer",
         ),
-        Watch(
-            metric="accuracy",
-            low=1.2 / (1 + num_negatives),
-            patience=1000,
-            grace=5000,
-            meaning="the guesses tell the next frames from negatives no better than chance",
-            advice="warm up for longer, or change the learning rate",
+        chance_watch(
+            1.2 / (1 + num_negatives),
+            "the guesses tell the next frames from negatives",
+            "warm up for longer, or change the learning rate",
         ),
     )

@@ -26,13 +26,10 @@ from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.base import Encoder
-from isogloss.losses.contrastive import cosine_logits, info_nce
-from isogloss.losses.diversity import diversity_loss
-from isogloss.losses.negatives import draw_within_utterances
+from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.nn.dropout import Dropout
-from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight, perplexity_watch
-from isogloss.objectives.base import Objective, Watch
-from isogloss.targets.gumbel import GumbelQuantizer
+from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight, WithGumbelCodes, perplexity_watch
+from isogloss.objectives._watches import TRIVIAL_CONTRAST, chance_watch
 
 
 class Config(GumbelConfig):
@@ -46,13 +43,11 @@ class Config(GumbelConfig):
         fairseq's `require_same_masks`, which breaks spans; False keeps them whole.
     num_negatives, temperature
         Distractors for each masked frame, and the divisor of the cosine.
-    num_codebooks, num_codes, target_width, final_width
-        G, V, the width of the concatenated codes, and that of the space in which they meet the context.
-    gumbel_temperature_start, gumbel_temperature_end, temperature_decay_fraction
-        The temperature falls exponentially and reaches its end after this fraction of the run. BASE reaches 0.5 after 277
-        258 of 400 000 updates: 0.7. A decay for each update, as fairseq states it, would hardly begin in a short run.
-    diversity_weight, feature_penalty, feature_dropout
-        Weights of the two other terms, and the dropout on what the quantizer sees.
+    feature_penalty, feature_dropout
+        Weight of the penalty, and the dropout on what the quantizer sees.
+    num_codebooks …, gumbel_temperature_start …, diversity_weight
+        Of the codes (`GumbelConfig`). BASE reaches 0.5 after 277 258 of 400 000 updates, a fraction of 0.7. A decay for each
+        update, as fairseq states it, would hardly begin in a short run.
     """
 
     name: Literal["wav2vec2"] = "wav2vec2"
@@ -61,7 +56,6 @@ class Config(GumbelConfig):
     equalize_masks: bool = False
     num_negatives: Count = 100
     temperature: Positive = 0.1
-    final_width: Count = 256
     feature_penalty: Weight = 10.0
     feature_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
 
@@ -82,7 +76,7 @@ class Config(GumbelConfig):
 
 
 @final
-class Wav2Vec2(Objective):
+class Wav2Vec2(WithGumbelCodes):
     """Masked contrastive learning of quantized latents."""
 
     config: Config
@@ -92,15 +86,15 @@ class Wav2Vec2(Objective):
         self.config = config
         # The perplexity, and fairseq's equalised masks, are statistics of a micro-batch.
         self.additive = config.diversity_weight == 0.0 and not config.equalize_masks
-        self.quantizer = GumbelQuantizer(
-            encoder.latent_width, config.target_width, num_groups=config.num_codebooks, num_codes=config.num_codes
-        )
-        self.project_targets = nn.Linear(config.target_width, config.final_width)
+        self.build_codes(encoder.latent_width)
         self.project_context = nn.Linear(encoder.width, config.final_width)
         self.feature_dropout = Dropout(config.feature_dropout)
-        self.gumbel_temperature: Tensor
-        self.register_buffer("gumbel_temperature", torch.tensor(config.gumbel_temperature_start))
-        self.watches = _watches(config)
+        self.watches = (
+            perplexity_watch(config),
+            TRIVIAL_CONTRAST,
+            # Codes that are used evenly (> 98 %) while the loss stays flat show here too; a healthy run may use them evenly.
+            chance_watch(2 / (1 + config.num_negatives), "the context tells the positive from its negatives"),
+        )
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed loss over the masked frames of a batch."""
@@ -125,66 +119,30 @@ class Wav2Vec2(Objective):
 
         masked = Packed(self.feature_dropout(latents.values_ND.index_select(0, rows_M)), num_masked_B)
         quantized = self.quantizer(masked, self.gumbel_temperature, utterance_generators(seeds_B, "codes", device))
-        targets_MD = self.project_targets(quantized.targets_MD)
-
-        negatives = draw_within_utterances(
-            masked.sizes, config.num_negatives, utterance_generators(seeds_B, "negatives", device), device
-        )
-        logits_MK = cosine_logits(
+        logits_MK = contrast(
             context_MD,
-            targets_MD,
+            self.project_targets(quantized.targets_MD),
             masked.sizes,
-            negatives,
+            utterance_generators(seeds_B, "negatives", device),
+            num_negatives=config.num_negatives,
             temperature=config.temperature,
             codes_MG=quantized.codes_MG,
         )
         contrastive, num_correct = info_nce(logits_MK)
 
-        perplexity = quantized.probability_perplexity
-        diversity = diversity_loss(perplexity, config.num_codebooks * config.num_codes, num_masked)
+        diversity, code_metrics = self.diversity(quantized, num_masked)
         energy_B = frontend.features.with_values(frontend.features.values_ND.float().square().mean(1)).mean()
         penalty = (energy_B * num_masked_B.to(energy_B)).sum()
 
         total = contrastive + config.diversity_weight * diversity + config.feature_penalty * penalty
-        has_masks = float(num_masked > 0)
         return LossTerms(
             total,
             num_masked,
             {
                 "contrastive_loss": (contrastive.detach(), num_masked),
                 "accuracy": (num_correct, num_masked),
-                "diversity_loss": (diversity.detach(), num_masked),
                 "feature_energy": (penalty.detach(), num_masked),
-                "code_perplexity": (quantized.code_perplexity * has_masks, has_masks),
-                "probability_perplexity": (perplexity.detach() * has_masks, has_masks),
                 "masked_fraction": (num_masked, len(is_masked_N)),
-                "gumbel_temperature": (self.gumbel_temperature * has_masks, has_masks),
+                **code_metrics,
             },
         )
-
-    def after_step(self, progress: float) -> None:
-        """Lower the temperature: it follows from the progress alone."""
-        self.gumbel_temperature.fill_(self.config.gumbel_temperature(progress))
-
-
-def _watches(config: Config) -> tuple[Watch, ...]:
-    return (
-        perplexity_watch(config),
-        Watch(
-            metric="contrastive_loss",
-            low=0.1,
-            meaning="the contrastive task has become trivial: most negatives have the code of the positive, or codes tell positions",
-            advice="raise `objective.diversity_weight`, lower the learning rate, or put more seconds into an update",
-            patience=200,
-            grace=100,
-        ),
-        Watch(
-            metric="accuracy",
-            low=2 / (1 + config.num_negatives),
-            # Codes that are used evenly (> 98 %) while the loss stays flat show here too; a healthy run may use them evenly.
-            patience=1000,
-            grace=5000,
-            meaning="the context tells the positive from its negatives no better than chance",
-            advice="warm up for longer, change the learning rate, or check that the audio is speech at the right sampling rate",
-        ),
-    )

@@ -15,9 +15,8 @@ from typing import Annotated, Literal, Self, final
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
-from isogloss.corruption.mixing import Mixing, mix_utterances
+from isogloss.corruption.mixing import Mixing
 from isogloss.data.noises import NoiseFolder
 from isogloss.encoders.base import Encoder
 from isogloss.objectives._masked_units import MaskedUnits, MaskedUnitsConfig
@@ -77,26 +76,13 @@ class WavLM(MaskedUnits):
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
         """Return the summed loss over the target frames of a batch."""
         audio, is_mixed_B = self.corrupt(encoder, batch)
-        frontend = encoder.frontend(audio)
-        latents = frontend.latents
-        units_N = self.units(batch, latents)
-        is_masked_N = self.masks(latents, batch.seeds_B)
-
-        states = encoder.context(latents, is_masked_N.to(units_N.device)).states
-        terms = self.heads.predict(states, units_N, is_masked_N)
-
-        penalty = self.penalty(frontend.features, is_masked_N)
-        terms.total = terms.total + self.config.feature_penalty * penalty
-        terms.metrics["feature_energy"] = (penalty.detach(), terms.num_targets)
-        terms.metrics["masked_fraction"] = (int(is_masked_N.sum()), len(is_masked_N))
+        terms, _, _ = self.unit_terms(encoder, batch, audio)
         terms.metrics["mixed_fraction"] = (int(is_mixed_B.sum()), len(is_mixed_B))
         return terms
 
     def corrupt(self, encoder: Encoder, batch: SpeechBatch) -> tuple[Packed, Tensor]:
-        """Return the mixed audio, normalised again where the encoder wants it, and which utterances were mixed."""
+        """Return the mixed audio, and which utterances were mixed."""
         config = self.config
-        if config.noise_dir is not None and self._noises is None:
-            self._noises = NoiseFolder(config.noise_dir, batch.sample_rate)
         mixing = Mixing(
             config.mixing_probability,
             config.noise_probability,
@@ -104,10 +90,6 @@ class WavLM(MaskedUnits):
             config.speech_snr,
             config.noise_snr,
         )
-        noise = None if self._noises is None else self._noises.draw
-        generators = utterance_generators(batch.seeds_B, "mixing")
-        audio, is_mixed_B = mix_utterances(batch.audio, batch.seeds_B, generators, mixing, noise)
-        if not encoder.normalizes_waveform:
-            return audio, is_mixed_B
-        parts = zip(audio.split(), is_mixed_B.tolist(), strict=True)
-        return Packed.from_list([encoder.prepare(wave) if mixed else wave for wave, mixed in parts]), is_mixed_B
+        if config.noise_dir is not None and self._noises is None:
+            self._noises = NoiseFolder(config.noise_dir, batch.sample_rate)
+        return self.mixed(encoder, batch, mixing, None if self._noises is None else self._noises.draw)
