@@ -8,6 +8,7 @@ import pytest
 from isogloss.core.errors import DataError
 from isogloss.evaluation.language_reports import (
     LanguageCounts,
+    changes,
     difference,
     forgetting,
     gain_by_hours,
@@ -35,14 +36,18 @@ def test_gains_fall_with_hours_where_they_were_planted_so() -> None:
     before = system(dict.fromkeys(NAMES, 0.5))
     after = system({name: 0.2 + 0.04 * i for i, name in enumerate(NAMES)})
     hours = {name: float(2**i) for i, name in enumerate(NAMES)}
-    found = gain_by_hours(before, after, hours, resamples=400)
+    found = gain_by_hours(changes(before, after, resamples=400), hours)
     assert found.correlation.value == pytest.approx(-1.0, abs=0.05)
     assert found.correlation.high < -0.5
     assert found.correlation.unit == "language"
     assert found.gains["a"].value == pytest.approx(rate(before["a"]) - rate(after["a"]))
     assert found.gains["a"].low > 0.2
-    noise = gain_by_hours(before, system(dict.fromkeys(NAMES, 0.5), seed=9), hours, resamples=400)
+    noise = gain_by_hours(changes(before, system(dict.fromkeys(NAMES, 0.5), seed=9), resamples=400), hours)
     assert noise.correlation.low < 0 < noise.correlation.high
+    assert found.p_value < 0.02 < noise.p_value
+    assert found.bins["0 to 10 h"][0] == ("a", "b", "c", "d")
+    assert found.bins["0 to 10 h"][1].value == pytest.approx(np.mean([found.gains[n].value for n in "abcd"]))
+    assert found.bins["100 to 1000 h"][0] == ("h",)
 
 
 def test_transfer_and_interference_stay_apart() -> None:
@@ -100,6 +105,12 @@ def test_forgetting_is_positive_where_errors_rose() -> None:
 def test_systems_must_have_the_same_languages() -> None:
     whole, part = system(dict.fromkeys("abcd", 0.5)), system(dict.fromkeys("abc", 0.5))
     with pytest.raises(DataError, match="`d` is missing"):
-        gain_by_hours(whole, part, dict.fromkeys("abcd", 1.0))
+        gain_by_hours(changes(whole, part), dict.fromkeys("abcd", 1.0))
     with pytest.raises(DataError, match="needs four"):
-        gain_by_hours(part, part, dict.fromkeys("abc", 1.0))
+        gain_by_hours(changes(part, part), dict.fromkeys("abc", 1.0))
+    with pytest.raises(DataError, match="cannot follow hours"):
+        gain_by_hours(changes(whole, whole), dict.fromkeys("abcd", 1.0))
+    named = {n: LanguageCounts(own.counts_U2, ids=[f"{n}{i}" for i in range(120)]) for n, own in whole.items()}
+    other = {n: LanguageCounts(own.counts_U2, ids=[f"{n}{i + 1}" for i in range(120)]) for n, own in whole.items()}
+    with pytest.raises(DataError, match="`a0` is scored by one only"):
+        changes(named, other)

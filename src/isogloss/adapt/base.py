@@ -16,7 +16,7 @@ from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe, parse_recipe, recipe_tree
 
 _PACKAGE = "isogloss.adapt"
-SHARED = frozenset({"base", "guard", "heldout", "judge", "mixture", "report", "run"})
+SHARED = frozenset({"base", "guard", "heldout", "judge", "loss_measure", "mixture", "report", "run"})
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -7,6 +7,7 @@ small (about 340 px wide): a report lays them out side by side where there is ro
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,8 +148,51 @@ def interval_chart(title: str, x_label: str, intervals: Sequence[Interval], *, r
         return _svg(figure, title)
 
 
-def _axes(height_inches: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.75, height_inches), layout="constrained")
+def scatter_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Sequence[tuple[str, float, float, float, float]],
+    *,
+    reference: float = 0.0,
+) -> str:
+    """Draw labelled points with intervals, (name, x, value, low, high), over a logarithmic x on which zero has a place of its own."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(3.2)
+        positive = [x for _, x, *_ in points if x > 0]
+        has_zero = len(positive) < len(points)
+        zero = min(positive, default=1.0) / 4
+        axes.set_xscale("log")
+        axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for name, x, value, low, high in points:
+            place = x if x > 0 else zero
+            axes.plot([place, place], [low, high], color=_SERIES[0], linewidth=1.6, alpha=0.45, solid_capstyle="round")
+            axes.plot([place], [value], "o", color=_SERIES[0], markersize=4.5)
+            axes.annotate(
+                name, (place, value), (4, 0), textcoords="offset points", fontsize=7.5, va="center", color=_INK
+            )
+        low, high = (zero if has_zero else min(positive)), max(positive, default=1.0)
+        axes.set_xlim(low / 1.6, high * 2.2)  # room for the last name
+        marks = _log_marks(min(positive, default=1.0), high)
+        ticks = ([zero] if has_zero else []) + marks
+        axes.set_xticks(ticks, (["0"] if has_zero else []) + [f"{mark:g}" for mark in marks])
+        axes.minorticks_off()
+        figure.suptitle(title, **_TITLE)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return _svg(figure, title)
+
+
+def _log_marks(low: float, high: float) -> list[float]:
+    """Return marks of a logarithmic axis: decades, and twice and five times them where there are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    marks = [step * 10.0**decade for decade in decades for step in steps]
+    return [mark for mark in marks if low / 1.2 <= mark <= high * 1.2] or [low, high]
+
+
+def _axes(height_inches: float, width_inches: float = 3.75) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -10,6 +10,8 @@ from matplotlib.patches import Rectangle
 
 from isogloss.benchmark.charts import _INK, _MUTED, _SERIES, _STYLE, _TITLE, _axes, _svg
 
+_MOST_NUMBERS = 30
+
 
 def heat_map(
     title: str,
@@ -21,28 +23,34 @@ def heat_map(
     y_label: str = "",
     reference: float = 0.0,
     digits: int = 2,
+    farthest: float | None = None,
 ) -> str:
     """Draw a table whose cells are the darker the farther they lie from `reference`: one colour above it, another below.
 
-    Cells say their value, so that nothing hangs on colour alone; NaN stays empty.
+    `farthest` is the distance of the darkest cell (the table's own by default): tables that are compared need the same.
+    Cells say their value, so that nothing hangs on colour alone, as long as there is room (30 columns); NaN stays empty.
     """
     finite = [abs(value - reference) for row in values for value in row if math.isfinite(value)]
-    farthest = max(finite, default=0.0) or 1.0
+    scale = farthest or max(finite, default=0.0) or 1.0
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        figure, axes = _axes(0.9 + 0.26 * len(rows))
+        cell = 0.26 if len(columns) <= _MOST_NUMBERS else 0.13
+        figure, axes = _axes(0.9 + cell * len(rows), width_inches=max(3.75, 0.9 + (cell + 0.06) * len(columns)))
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if not math.isfinite(value):
                     continue
-                strength = abs(value - reference) / farthest
+                strength = min(abs(value - reference) / scale, 1.0)
                 color = _SERIES[0] if value >= reference else _SERIES[1]
                 axes.add_patch(
                     Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=color, alpha=0.75 * strength, linewidth=0)
                 )
-                axes.text(x, y, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color=_INK)
+                if len(columns) <= _MOST_NUMBERS:
+                    text = f"{value:.{digits}f}".replace("-0." + "0" * digits, "0." + "0" * digits)
+                    axes.text(x, y, text, ha="center", va="center", fontsize=7, color=_INK)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xticks(range(len(columns)), list(columns))
+        is_long = max(map(len, columns)) > 4 or len(columns) > _MOST_NUMBERS
+        axes.set_xticks(range(len(columns)), list(columns), rotation=90 if is_long else 0)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.tick_params(length=0, colors=_MUTED)
         for spine in axes.spines.values():

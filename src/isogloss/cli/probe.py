@@ -176,8 +176,8 @@ def lid(
             pooled.append(pool(source, cuts))
     if numbers is not None:
         unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
-        rows = _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot)
-        _finish(rows, out, "")
+        few = _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot)
+        _finish(few, out, "")
         return
     rows: list[ResultRecord] = []
     notes = []

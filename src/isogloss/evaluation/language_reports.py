@@ -1,7 +1,7 @@
 """What an adaptation did language by language: gains against hours heard, transfer apart from interference, forgetting.
 
-All of them take counts per test utterance, (errors, reference tokens), of two or more systems on the same utterances in the
-same order, so that every difference is paired.
+Counts per test utterance, (errors, reference tokens), of two or more systems on the same utterances in the same order make every
+difference a paired one. What is known of a language by an estimate alone (a record of an earlier run) is a `Change` too.
 """
 
 from __future__ import annotations
@@ -15,57 +15,118 @@ import numpy.typing as npt
 
 from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
-from isogloss.evaluation.bootstrap import MIN_CLUSTERS, Estimate, from_replicates, paired_difference, resample_weights
+from isogloss.evaluation.bootstrap import (
+    MIN_CLUSTERS,
+    Estimate,
+    from_replicates,
+    paired_difference,
+    resample_weights,
+)
 from isogloss.evaluation.subnetworks import spearman
 
 Array = npt.NDArray[np.float64]
+# Hours of a language that pretraining heard, from … to below; what is "under-represented" is one of the first
+HOUR_BINS = ((0.0, 0.0), (0.0, 10.0), (10.0, 100.0), (100.0, 1000.0), (1000.0, float("inf")))
 
 
 @dataclass(frozen=True)
 class LanguageCounts:
-    """Errors and reference tokens of one system on one language, U×2, and the speaker of each utterance where known."""
+    """Errors and reference tokens of one system on one language, U×2, with the speaker and the id of each utterance where known."""
 
     counts_U2: Array
     speakers: Sequence[str | None] | None = None
+    ids: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much better one system is than another on a language (positive is better), and the R resamples behind the interval."""
+
+    estimate: Estimate
+    draws_R: Array
+
+
+def changes(
+    before: Mapping[str, LanguageCounts],
+    after: Mapping[str, LanguageCounts],
+    *,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Change]:
+    """Return the error rate before minus after of each language, paired; speakers are resampled where they are known."""
+    return {
+        name: Change(
+            difference(before[name], after[name], resamples=resamples, level=level, seed=seed),
+            _replicates(before[name], after[name], resamples, seed, name),
+        )
+        for name in _same_languages(before, after)
+    }
+
+
+def change_of_estimate(estimate: Estimate, name: str, *, resamples: int = 2000, seed: int = 0) -> Change:
+    """Return the change of a language of which the estimate alone is known: resamples are normal, of its standard deviation.
+
+    `DataError` where it has none.
+    """
+    if not np.isfinite(estimate.sd):
+        raise DataError(f"the change of `{name}` has no standard deviation, so nothing tells how sure it is")
+    draws = np.random.default_rng(derive_seed("change", name, seed)).normal(estimate.value, estimate.sd, resamples)
+    return Change(estimate, draws)
 
 
 @dataclass(frozen=True)
 class GainByHours:
-    """Error rate before minus after of each language, and Spearman's correlation of gains with hours heard.
+    """The gain of each language, and Spearman's correlation of gains with hours heard.
 
-    Negative: languages little heard gain most. The interval resamples languages, and speakers (or utterances) within each.
+    Negative: languages little heard gain most. The interval resamples languages, and what each language's gain rests on within;
+    `p_value` is that of a permutation test, two-sided. `bins` has the mean gain of the languages with hours in each of `HOUR_BINS`.
     """
 
     gains: dict[str, Estimate]
     hours: dict[str, float]
     correlation: Estimate
+    p_value: float
+    bins: dict[str, tuple[tuple[str, ...], Estimate]]
 
 
 def gain_by_hours(
-    before: Mapping[str, LanguageCounts],
-    after: Mapping[str, LanguageCounts],
+    gains: Mapping[str, Change],
     hours: Mapping[str, float],
     *,
-    resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> GainByHours:
     """Relate the gain of each language to the hours of it that pretraining heard (0 for a language that it never heard)."""
-    languages = _same_languages(before, after, hours)
+    languages = _same_languages(gains, hours)
     if len(languages) < 4:
         raise DataError(f"a rank correlation over languages needs four of them, but there are {len(languages)}")
-    options: dict[str, Any] = {"resamples": resamples, "level": level, "seed": seed}
-    gains = {name: difference(before[name], after[name], **options) for name in languages}
     heard = np.array([hours[name] for name in languages])
-    draws_LR = np.stack([_replicates(before[name], after[name], resamples, seed, name) for name in languages])
-    chosen_RL = np.random.default_rng(derive_seed("languages", seed)).integers(
-        len(languages), size=(resamples, len(languages))
-    )
+    if np.ptp(heard) == 0:
+        raise DataError(f"every language was heard for {heard[0]:g} hours, so gains cannot follow hours")
+    draws_LR = np.stack([gains[name].draws_R for name in languages])
+    resamples = draws_LR.shape[1]
+    random = np.random.default_rng(derive_seed("languages", seed))
+    chosen_RL = random.integers(len(languages), size=(resamples, len(languages)))
     values = np.array([spearman(draws_LR[chosen, r], heard[chosen]) for r, chosen in enumerate(chosen_RL)])
-    value = spearman([gains[name].value for name in languages], heard)
+    means = np.array([gains[name].estimate.value for name in languages])
+    value = spearman(means, heard)
     caveat = f"only {len(languages)} languages" if len(languages) < 10 else ""
     correlation = from_replicates(value, values, num_units=len(languages), unit="language", level=level, caveat=caveat)
-    return GainByHours(gains, {name: float(hours[name]) for name in languages}, correlation)
+    reached = sum(abs(spearman(means, random.permutation(heard))) >= abs(value) - 1e-12 for _ in range(resamples))
+    bins = {}
+    for low, high in HOUR_BINS:
+        own = tuple(n for n in languages if (hours[n] == 0 if high == 0 else low <= hours[n] < high and hours[n] > 0))
+        if own:
+            name = "never heard" if high == 0 else f"{low:g} h and more" if np.isinf(high) else f"{low:g} to {high:g} h"
+            bins[name] = (own, mean_change([gains[n] for n in own], level=level))
+    return GainByHours(
+        {name: gains[name].estimate for name in languages},
+        {name: float(hours[name]) for name in languages},
+        correlation,
+        (reached + 1) / (resamples + 1),
+        bins,
+    )
 
 
 @dataclass(frozen=True)
@@ -120,6 +181,16 @@ def transfer_and_interference(
     return TransferReport(*groups)
 
 
+def helped_by_sharing(
+    monolingual: Mapping[str, LanguageCounts], multilingual: Mapping[str, LanguageCounts]
+) -> dict[str, bool]:
+    """Return for each language whether the multilingual model errs less: on a development set, for `transfer_and_interference`."""
+    return {
+        name: error_rate(multilingual[name]) < error_rate(monolingual[name])
+        for name in _same_languages(monolingual, multilingual)
+    }
+
+
 def forgetting(
     before: Mapping[str, LanguageCounts],
     after: Mapping[str, Mapping[str, LanguageCounts]],
@@ -140,7 +211,13 @@ def forgetting(
 
 def difference(first: LanguageCounts, second: LanguageCounts, **options: Any) -> Estimate:
     """Return the error rate of the first minus that of the second, paired, resampling speakers where they are known."""
+    _check_paired(first, second)
     return paired_difference(first.counts_U2, second.counts_U2, _rate, clusters=first.speakers, **options)
+
+
+def error_rate(counts: LanguageCounts) -> float:
+    """Return errors over reference tokens."""
+    return float(_rate(counts.counts_U2.sum(0)[None])[0])
 
 
 def mean_difference(
@@ -153,19 +230,31 @@ def mean_difference(
     seed: int = 0,
 ) -> Estimate:
     """Return the mean over these languages of first minus second; utterances (or speakers) of each language are resampled."""
-    values = [
-        float(_rate(first[n].counts_U2.sum(0)[None])[0] - _rate(second[n].counts_U2.sum(0)[None])[0]) for n in languages
-    ]
-    draws_R = np.mean([_replicates(first[n], second[n], resamples, seed, n) for n in languages], axis=0)
-    units = [_units(first[n]) for n in languages]
-    kinds = {kind for _, kind in units}
+    return mean_change(
+        list(
+            changes(
+                {name: first[name] for name in languages},
+                {name: second[name] for name in languages},
+                resamples=resamples,
+                level=level,
+                seed=seed,
+            ).values()
+        ),
+        level=level,
+    )
+
+
+def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
+    """Return the mean of changes, of these languages only: each language was resampled by itself, languages were not."""
+    estimates = [change.estimate for change in own]
+    kinds = {estimate.unit for estimate in estimates}
     caveats = ["these languages only: languages were not resampled"]
     if len(kinds) > 1:
         caveats.append("speakers were resampled where a language has enough known ones, else utterances")
     return from_replicates(
-        float(np.mean(values)),
-        draws_R,
-        num_units=sum(len(np.unique(unit_U)) for unit_U, _ in units),
+        float(np.mean([estimate.value for estimate in estimates])),
+        np.mean([change.draws_R for change in own], axis=0),
+        num_units=sum(estimate.num_units for estimate in estimates),
         unit=kinds.pop() if len(kinds) == 1 else "unit",
         level=level,
         caveat="; ".join(caveats),
@@ -174,7 +263,7 @@ def mean_difference(
 
 def _replicates(first: LanguageCounts, second: LanguageCounts, resamples: int, seed: int, name: str) -> Array:
     """Return R paired differences; every language has its own resamples of speakers, or of utterances."""
-    unit_U, _ = _units(first)
+    unit_U = _units(first)
     sums = []
     for own in (first, second):
         total = np.zeros((int(unit_U.max()) + 1, 2))
@@ -184,19 +273,30 @@ def _replicates(first: LanguageCounts, second: LanguageCounts, resamples: int, s
     return _rate(weights_RU @ sums[0]) - _rate(weights_RU @ sums[1])
 
 
-def _units(counts: LanguageCounts) -> tuple[npt.NDArray[np.int64], str]:
+def _units(counts: LanguageCounts) -> npt.NDArray[np.int64]:
     """Return which unit of resampling each utterance belongs to: its speaker where all are known and enough, as `bootstrap` does."""
     speakers = counts.speakers
     if speakers is not None and None not in speakers:
         names, unit_U = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
         if len(names) >= MIN_CLUSTERS:
-            return unit_U.reshape(-1), "speaker"
-    return np.arange(len(counts.counts_U2)), "utterance"
+            return unit_U.reshape(-1)
+    return np.arange(len(counts.counts_U2))
 
 
 def _rate(sums_R2: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums_R2[:, 0] / sums_R2[:, 1])
+
+
+def _check_paired(first: LanguageCounts, second: LanguageCounts) -> None:
+    if first.ids is None or second.ids is None or list(first.ids) == list(second.ids):
+        return
+    odd = sorted(set(first.ids) ^ set(second.ids))
+    raise DataError(
+        f"two systems are compared on the same utterances in the same order, but `{odd[0]}` is scored by one only"
+        if odd
+        else "two systems are compared on the same utterances in the same order, but the order differs"
+    )
 
 
 def _same_languages(*tables: Mapping[str, Any]) -> list[str]:

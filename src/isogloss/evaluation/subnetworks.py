@@ -72,6 +72,23 @@ def mask_overlap(encoder: Encoder) -> Overlap:
     )
 
 
+def mean_overlap(overlap: Overlap, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+    """Return the mean overlap over pairs; the interval resamples languages, since pairs share them."""
+    count = len(overlap.languages)
+    if count < 2:
+        raise DataError("an overlap needs two languages, but the encoder has masks for one")
+    rows, columns = np.triu_indices(count, 1)
+    rng = np.random.default_rng(derive_seed("overlap", seed))
+    values = []
+    for _ in range(resamples):
+        drawn = rng.integers(count, size=count)
+        keep = drawn[rows] != drawn[columns]
+        own = overlap.iou_LL[drawn[rows][keep], drawn[columns][keep]]
+        values.append(own.mean() if len(own) else math.nan)
+    value = float(np.mean([pair[2] for pair in overlap.pairs()]))
+    return _interval(value, np.array(values), count, "language", level)
+
+
 @dataclass(frozen=True)
 class Relatedness:
     """Spearman's correlation between overlap and relatedness over pairs of languages.
@@ -96,8 +113,10 @@ def relatedness(
         )
     rows, columns = np.triu_indices(count, 1)
     value = spearman(overlap_LL[rows, columns], relatedness_LL[rows, columns])
-    if math.isnan(value):
+    if np.ptp(relatedness_LL[rows, columns]) == 0:
         raise DataError("all pairs of languages are equally related; add languages of another family or branch")
+    if math.isnan(value):
+        raise DataError("all pairs of languages overlap alike; usually because they have one mask for all")
     rng = np.random.default_rng(derive_seed("relatedness", seed))
     values = []
     for _ in range(resamples):
@@ -150,7 +169,10 @@ def masks_of(encoder: Encoder) -> dict[str, WeightMask]:
 
 
 def kinship(classifications: Mapping[str, Sequence[str]], languages: Sequence[str]) -> Array:
-    """Return how many levels of classification (family, branch, …, from the top) two languages share, L×L."""
+    """Return how many levels of classification (family, branch, …, from the top) two languages share, L×L.
+
+    A language that a table leaves at an upper level shares no more than that with any other.
+    """
     shared = np.zeros((len(languages), len(languages)))
     for i, first in enumerate(languages):
         for j, second in enumerate(languages):

@@ -45,6 +45,7 @@ class TaskResult:
     references: list[str | None]
     speakers: list[str | None]
     seconds: list[float] = field(default_factory=list)
+    languages: list[str | None] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     scores_BC: npt.NDArray[np.float64] | None = None
 
@@ -107,6 +108,7 @@ def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Pro
         references=[task.reference(cut) for cut in cuts],
         speakers=[known_speaker(cut) for cut in cuts],
         seconds=[float(cut.duration) for cut in cuts],
+        languages=[cut.supervisions[0].language if cut.supervisions else None for cut in cuts],
         classes=task.classes,
         scores_BC=np.stack([scores.get(cut.id, flat_C) for cut in cuts]) if task.classes else None,
     )
@@ -184,20 +186,25 @@ def scored_of(result: TaskResult) -> Scored:
 
 
 def write_predictions(path: Path, result: TaskResult) -> None:
-    """Write a line of JSON for each utterance (`id`, `text`, `speaker`), as `isogloss evaluate` reads them.
+    """Write a line of JSON for each utterance, as `isogloss evaluate` and `isogloss languages` read them.
 
-    A task that chooses among classes adds `scores` (the log-posterior of each), `seconds` and the `reference`.
+    `id`, `text`, `speaker`, `language`, `seconds`, and the `reference` (null where there is none); a task that chooses among classes
+    adds `scores`, the log-posterior of each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        rows = zip(result.ids, result.predictions, result.speakers, strict=True)
-        for number, (name, text, speaker) in enumerate(rows):
-            line: dict[str, Any] = {"id": name, "text": text, "speaker": speaker}
+        for number, name in enumerate(result.ids):
+            line: dict[str, Any] = {
+                "id": name,
+                "text": result.predictions[number],
+                "speaker": result.speakers[number],
+                "language": result.languages[number],
+                "seconds": round(result.seconds[number], 3),
+                "reference": result.references[number],
+            }
             if result.scores_BC is not None:
                 scores_C = [round(score, 6) for score in result.scores_BC[number].tolist()]
                 line["scores"] = dict(zip(result.classes, scores_C, strict=True))
-                line["seconds"] = round(result.seconds[number], 3)
-                line["reference"] = result.references[number]
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,59 @@
+"""The loss of a model's own objective on audio that it was not trained on, by language: what reports of sub-networks measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isogloss.adapt.heldout import heldout_batches, score_utterances
+from isogloss.core.config import apply_overrides
+from isogloss.core.errors import DataError
+from isogloss.core.types import SpeechBatch
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import edits_of
+from isogloss.evaluation.language_reports import LanguageCounts
+from isogloss.evaluation.under_masks import Measure
+from isogloss.training.parallel import Learner
+from isogloss.training.recipe import merge_trees, parse_recipe
+from isogloss.training.start import start_learner
+
+_DATA = {
+    "num_workers": 0,
+    "min_seconds": 0.5,
+    "max_seconds": 20.0,
+    "micro_batch_seconds": 60.0,
+    "seconds_per_update": 60.0,
+}
+
+
+def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str] = ()) -> tuple[Encoder, Measure]:
+    """Return the encoder of a pretrained model, and what measures its objective's loss (nats a target, smaller is better).
+
+    Windows, masks and negatives of an utterance are the same whichever encoder is measured. `overrides` are `section.key=value` of
+    a recipe, for instance `data.units=FOLDER`. Raises `ConfigError` for a model without an objective.
+    """
+    tree: dict[str, Any] = {
+        "start": {"model": str(model)},
+        "data": {**_DATA, "path": str(corpus)},
+        "training": {"updates": 1},
+    }
+    recipe = parse_recipe(merge_trees(tree, apply_overrides({}, overrides)), str(model))
+    assert recipe.start is not None
+    learner, _ = start_learner(recipe.start, recipe.encoder, recipe.objective, recipe.edits)
+    batches: dict[str, list[SpeechBatch]] = {}
+    for batch in heldout_batches(recipe, corpus, learner, max_seconds=float("inf")):
+        batches.setdefault(str(batch.languages[0]), []).append(batch)
+    objective = learner.objective
+
+    def measure(encoder: Encoder, language: str) -> LanguageCounts:
+        if language not in batches:
+            raise DataError(f"the corpus has no utterance of `{language}` that is long enough for the objective")
+        assert not edits_of(encoder)
+        rows = score_utterances(Learner(encoder, objective), batches[language])
+        counts = np.array([[row.loss, row.count] for row in rows], float)
+        return LanguageCounts(counts, [row.speaker for row in rows], [row.id for row in rows])
+
+    return learner.encoder, measure

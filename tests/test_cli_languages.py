@@ -1,0 +1,315 @@
+"""Reports by language from the command line: planted effects are found, pages stand alone, and what cannot be said is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isogloss.cli.main import main
+from isogloss.core.errors import DataError
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import MasksConfig, install, matrices
+from isogloss.encoders.presets import build_encoder
+from isogloss.evaluation.hours import hours_heard, read_hours
+from isogloss.evaluation.language_reports import LanguageCounts, change_of_estimate, error_rate
+from isogloss.evaluation.predictions import read_predictions
+from isogloss.evaluation.relatedness import classification_of, read_classification
+from isogloss.evaluation.tables import ResultRecord, read_results, write_results
+from isogloss.evaluation.under_masks import dense, lesion_rise, lesions, mask_rise, under_masks
+from isogloss.hub.save import save_model
+from isogloss.nn.edits import WeightMask
+from isogloss.objectives.base import build_objective
+from objective_cases import WAVE
+from small_corpus import cut_fields, speech_corpus, write_cuts
+
+SLAVIC, GERMANIC = ("cs", "pl", "sk"), ("de", "nl", "en")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["languages", *map(str, arguments)])
+    return int(stop.value.code or 0)
+
+
+def masked(languages: tuple[str, ...], mask_of: Callable[[str, torch.Size, torch.Generator], torch.Tensor]) -> Encoder:
+    """Return a small encoder whose languages leave out what `mask_of` says (True: kept)."""
+    torch.manual_seed(0)
+    encoder = build_encoder(WAVE)
+    install(encoder, MasksConfig(languages=languages))
+    for number, matrix in enumerate(matrices(encoder).values()):
+        assert isinstance(matrix.edit, WeightMask)
+        for row, name in enumerate(languages):
+            random = torch.Generator().manual_seed(1000 * number + row)
+            matrix.edit.write(row, mask_of(name, matrix.weight.shape, random))
+    return encoder.eval()
+
+
+def kin_masks(name: str, shape: torch.Size, random: torch.Generator) -> torch.Tensor:
+    """Leave out what kin leave out, and a little of one's own."""
+    family = torch.Generator().manual_seed(SLAVIC.index(name) * 0 + 7 if name in SLAVIC else 8)
+    return (torch.rand(shape, generator=family) > 0.3) & (torch.rand(shape, generator=random) > 0.1)
+
+
+def random_masks(name: str, shape: torch.Size, random: torch.Generator) -> torch.Tensor:
+    return torch.rand(shape, generator=random) > 0.3
+
+
+def test_overlap_of_kin_is_found_and_the_page_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, masks in (("kin", kin_masks), ("chance", random_masks)):
+        save_model(tmp_path / name / "model", masked((*SLAVIC, *GERMANIC), masks), None, {})
+    models = ["--from", tmp_path / "kin" / "model", "--from", tmp_path / "chance" / "model"]
+    assert run("overlap", *models, "--out", tmp_path / "out") == 0
+    records = {(r.system, r.metric): r for r in read_results(tmp_path / "out" / "overlap.jsonl")}
+    kin, chance = records["kin", "mask_overlap"], records["chance", "mask_overlap"]
+    assert chance.value == pytest.approx(chance.meta["expected_at_random"], abs=0.01)
+    assert chance.value == pytest.approx(0.3 / 1.7, abs=0.01)
+    assert kin.value > kin.meta["expected_at_random"] + 0.1
+    assert records["kin", "spearman_kinship"].value > 0.8
+    assert (
+        records["kin", "spearman_kinship"].meta["p_value"] < 0.15
+    )  # six languages in two families: ten ways to divide them
+    assert "Mantel" in capsys.readouterr().out
+    page = (tmp_path / "out" / "overlap.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r"(src|href)=\"(?!#)", page)
+    chart = (tmp_path / "out" / "overlap-kin.svg").read_text()
+    assert chart.index(">cs<") < chart.index(">sk<") < chart.index(">de<")  # kin stand side by side
+    assert run("overlap", "--from", tmp_path) != 0
+
+
+def test_kinship_comes_from_a_table_where_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m" / "model", masked(("qaa", "qab", "qac", "qad"), random_masks), None, {})
+    assert run("overlap", "--from", tmp_path / "m" / "model") == 0
+    assert "kinship of qaa, qab, qac, qad is unknown" in capsys.readouterr().out
+    table = tmp_path / "kin.csv"
+    table.write_text("language,family,branch\nqaa,X,a\nqab,X,a\nqac,X,b\nqad,Y,\n")
+    assert run("overlap", "--from", tmp_path / "m" / "model", "--kin", table) == 0
+    assert "spearman_kinship" in capsys.readouterr().out
+    assert read_classification(table)["qad"] == ("Y",)
+    assert classification_of("pt-BR") == ("Indo-European", "Romance", "Western Romance")
+    table.write_text("language,family\nqaa,\n")
+    with pytest.raises(DataError, match=r"kin\.csv:2"):
+        read_classification(table)
+
+
+def weight_measure(names: tuple[str, ...]) -> Callable[[Encoder, str], LanguageCounts]:
+    """Measure how much is missing of the third of the first matrix that a language would need: an oracle for lesions."""
+
+    def measure(encoder: Encoder, language: str) -> LanguageCounts:
+        assert encoder.edits is None
+        matrix = next(iter(matrices(encoder).values()))
+        own = (matrix.used_weight() == 0).flatten().chunk(len(names))[names.index(language)].double()
+        return LanguageCounts(np.stack([own.numpy(), np.ones(len(own))], axis=1))
+
+    return measure
+
+
+def test_lesions_and_wrong_masks_hurt_whom_they_are_planted_to_hurt() -> None:
+    names = ("a", "b", "c")
+
+    def only_own(name: str, shape: torch.Size, random: torch.Generator) -> torch.Tensor:
+        mask = torch.zeros(shape.numel(), dtype=torch.bool)
+        mask.chunk(3)[names.index(name)][:] = True
+        return mask.view(shape)
+
+    encoder, measure = masked(names, only_own), weight_measure(names)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    masks = under_masks(encoder, names, measure)
+    assert [[round(error_rate(masks[m][k])) for k in names] for m in names] == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    assert mask_rise(masks, resamples=200).value == pytest.approx(1.0)
+    cut = lesions(encoder, names, measure)
+    assert all(error_rate(counts) == 0 for counts in cut.whole.values())
+    own, chance = (lesion_rise(cut.whole, table, resamples=200) for table in (cut.own, cut.random))
+    assert (own.own.value, own.others.value, own.difference.low) == (1.0, 0.0, 1.0)
+    assert chance.own.value == 0.0  # what is taken at random is not the language's own
+    assert chance.others.value == pytest.approx(0.5, abs=0.01)
+    total = sum(matrix.weight.numel() for matrix in matrices(encoder).values())
+    assert sum(cut.sizes.values()) == total
+    assert dense(encoder).edits is None
+    assert encoder.edits is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    with pytest.raises(DataError, match="two languages or more"):
+        mask_rise({"a": masks["a"]})
+
+
+def test_lesions_of_a_pretrained_model_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = speech_corpus(tmp_path / "corpus", [9000 + 400 * i for i in range(8)], languages="ab")
+    cuts = [json.loads(line) for line in (corpus / "cuts.jsonl").read_text().splitlines()]
+    for cut in cuts:
+        cut["supervisions"][0]["language"] = {"a": "cs", "b": "de"}[cut["supervisions"][0]["language"]]
+    write_cuts(corpus / "cuts.jsonl", cuts)
+    encoder = masked(("cs", "de", "fr"), random_masks)
+    save_model(
+        tmp_path / "run" / "model", encoder, build_objective({"name": "wav2vec2", "num_negatives": 5}, encoder), {}
+    )
+    common = ["--from", tmp_path / "run" / "model", "--data", corpus]
+    assert run("lesions", *common, "--seconds", "2", "--out", tmp_path / "out") == 0
+    records = {(r.task, r.metric): r for r in read_results(tmp_path / "out" / "lesions.jsonl")}
+    rise = records["another language's mask", "loss_rise"]
+    assert rise.num_units == 2  # nobody speaks French here
+    own = rise.meta["loss"]
+    assert rise.value == pytest.approx(
+        (own["de"]["cs"] - own["cs"]["cs"] + own["cs"]["de"] - own["de"]["de"]) / 2, abs=1e-5
+    )
+    assert (tmp_path / "out" / "lesions-random.svg").exists()
+    assert run("lesions", *common, "--seconds", "2") == 0
+    again = capsys.readouterr().out
+    assert f"{rise.value:.3f}"[:5] in again  # the same masks and negatives again
+    assert run("lesions", *common, "--by", "errors") != 0
+    assert "has no task" in capsys.readouterr().err
+    assert run("lesions", *common, "--language", "pl") != 0
+    assert "no mask for `pl`" in capsys.readouterr().err
+
+
+def said(path: Path, rates: Mapping[str, float], *, seed: int = 0, prefix: str = "", utterances: int = 60) -> Path:
+    """Write predictions with planted phone error rates, ten phones an utterance."""
+    random = np.random.default_rng(seed)
+    with path.open("w") as file:
+        for language, rate in rates.items():
+            for number in range(utterances):
+                text = " ".join("x" if random.random() < rate else "a" for _ in range(10))
+                row = {"id": f"{prefix}{language}{number}", "text": text, "speaker": f"{language}{number % 6}"}
+                file.write(json.dumps({**row, "language": language, "reference": " ".join("a" * 10)}) + "\n")
+    return path
+
+
+NAMES = ("cs", "de", "en", "fr", "nl", "pl")
+
+
+def test_gain_against_hours_from_predictions(tmp_path: Path) -> None:
+    before = said(tmp_path / "before.jsonl", dict.fromkeys(NAMES, 0.6))
+    after = said(tmp_path / "after.jsonl", {name: 0.2 + 0.08 * i for i, name in enumerate(NAMES)}, seed=1)
+    hours = tmp_path / "hours.csv"
+    hours.write_text("language,hours\n" + "".join(f"{n},{10**i if i else 0}\n" for i, n in enumerate(NAMES)))
+    assert run("gain", "--before", before, "--after", after, "--hours", hours, "--out", tmp_path / "out") == 0
+    records = {(r.dataset, r.metric): r for r in read_results(tmp_path / "out" / "gain.jsonl")}
+    correlation = records["test", "spearman_hours"]
+    assert correlation.value == pytest.approx(-1.0, abs=0.07)
+    assert correlation.high <= 0.0  # six languages: the interval reaches far
+    assert correlation.meta["p_value"] < 0.02
+    assert records["test [cs]", "per_gain"].value == pytest.approx(0.4, abs=0.06)
+    assert records["test [cs]", "per_gain"].unit == "speaker"
+    assert records["test [cs]", "per_gain"].meta["hours"] == 0
+    assert records["test [cs]", "per_gain"].meta["p_holm"] < 0.01 < records["test [pl]", "per_gain"].meta["p_holm"]
+    assert records["test (never heard)", "per_gain"].meta["languages"] == ["cs"]
+    assert records["test (10 to 100 h)", "per_gain"].meta["languages"] == ["de"]
+    assert ">0<" in (tmp_path / "out" / "gain.svg").read_text()  # hours of nothing have their place on a log axis
+
+
+def test_hours_are_added_up_by_language_and_variety(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    tags = ("pt-BR", "pt-PT", "fr", "fr")
+    write_cuts(corpus / "cuts.jsonl", [cut_fields(f"u{i}", 900.0, language=tag) for i, tag in enumerate(tags)])
+    table = tmp_path / "hours.tsv"
+    table.write_text("language\thours\nfra\t2\n")
+    known = read_hours([corpus, table])
+    assert known == pytest.approx({"pt-BR": 0.25, "pt-PT": 0.25, "fr": 2.5})
+    assert hours_heard(["pt", "pt-BR", "pt-AO", "fr", "mdw"], known) == pytest.approx(
+        {"pt": 0.5, "pt-BR": 0.25, "pt-AO": 0.5, "fr": 2.5, "mdw": 0.0}
+    )
+    table.write_text("language\thours\nfra\tmany\n")
+    with pytest.raises(DataError, match=r"hours\.tsv:2"):
+        read_hours([table])
+
+
+def test_transfer_is_told_from_interference_on_other_speech(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, shared, own = ({"cs": 0.6, "de": 0.2}, {"cs": 0.3, "de": 0.4}, {"cs": 0.3, "de": 0.2})
+    files = {
+        name: said(tmp_path / f"{name}.jsonl", rates, seed=seed, prefix=name[:3] if name.startswith("dev") else "")
+        for seed, (name, rates) in enumerate(
+            (("mono", alone), ("multi", shared), ("adapted", own), ("dev-mono", alone), ("dev-multi", shared))
+        )
+    }
+    tests = ["--monolingual", files["mono"], "--multilingual", files["multi"], "--adapted", files["adapted"]]
+    devs = ["--dev-monolingual", files["dev-mono"], "--dev-multilingual", files["dev-multi"]]
+    assert run("transfer", *tests, *devs, "--out", tmp_path / "out") == 0
+    records = {(r.meta["group"], r.system): r for r in read_results(tmp_path / "out" / "transfer.jsonl")}
+    assert records["transfer", "monolingual − multi"].low > 0.1
+    assert records["transfer", "monolingual − multi"].meta["languages"] == ["cs"]
+    assert records["interference", "monolingual − multi"].high < -0.1
+    assert records["interference", "multi − adapted"].low > 0.1
+    assert not records["transfer", "multi − adapted"].estimate.is_clear_of(0.0)
+    same = ["--dev-monolingual", files["mono"], "--dev-multilingual", files["multi"]]
+    assert run("transfer", *tests, *same) != 0
+    assert "in the development set and in the test set" in capsys.readouterr().err
+
+
+def adapted_run(
+    folder: Path, changes: Mapping[str, tuple[float, float]], metric: str = "masked_accuracy_difference"
+) -> Path:
+    """Write what `isogloss adapt` leaves of differences: place → value and standard deviation."""
+    records = [
+        ResultRecord(
+            "after − before", "masked prediction", place, metric, value, value - 2 * sd, value + 2 * sd,
+            unit="speaker", num_units=9, sd=sd,
+        )
+        for place, (value, sd) in changes.items()
+    ]  # fmt: skip
+    write_results(folder / "results.jsonl", records)
+    return folder
+
+
+def test_runs_of_adapt_are_read_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gains = {f"target held out/{name}": (0.1 - 0.02 * i, 0.002) for i, name in enumerate(NAMES)}
+    forgot = {"source/cs": (-0.5, 0.01), "source/ru": (-0.05, 0.01), "source/uk": (0.0, 0.01)}
+    first = adapted_run(tmp_path / "first", {"target held out": (0.1, 0.1), **gains, **forgot})
+    second = adapted_run(tmp_path / "second", {"target held out/ru": (0.2, 0.01), "source/cs": (0.01, 0.01)})
+    hours = tmp_path / "hours.csv"
+    hours.write_text("language,hours\n" + "".join(f"{n},{i + 1}\n" for i, n in enumerate(NAMES)))
+    assert run("gain", "--run", first, "--hours", hours, "--out", tmp_path / "out") == 0
+    correlation = read_results(tmp_path / "out" / "gain.jsonl")[0]
+    assert correlation.value == pytest.approx(-1.0)
+    assert correlation.high <= 0.0
+    assert run("forgetting", "--run", first, "--run", second, "--out", tmp_path / "out") == 0
+    cells = {(r.system, r.meta["language"]): r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
+    assert cells["first", "cs"].value == pytest.approx(0.5)  # of the source corpus, not of the target
+    assert cells["first", "cs"].low == pytest.approx(0.48)
+    assert cells["first", "ru"].meta["p_holm"] < 0.05 < cells["first", "uk"].meta["p_holm"]
+    assert cells["second", "ru"].value == pytest.approx(-0.2)
+    third = adapted_run(tmp_path / "third", {"source/cs": (0.1, 0.01)}, "loss_difference")
+    assert run("forgetting", "--run", first, "--run", third) != 0
+    assert "loss and by masked_accuracy" in capsys.readouterr().err
+    assert run("gain", "--hours", hours) != 0
+    assert run("gain", "--hours", hours, "--run", first, "--before", hours, "--after", hours) != 0
+    assert "either `--run RUN`" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no standard deviation"):
+        change_of_estimate(
+            read_results(first / "results.jsonl")[0].estimate.__class__(1, 0, 2, float("nan"), "", 1), "x"
+        )
+
+
+def test_forgetting_from_predictions(tmp_path: Path) -> None:
+    before = said(tmp_path / "before.jsonl", {"cs": 0.3, "de": 0.3})
+    first = said(tmp_path / "to-cs.jsonl", {"cs": 0.1, "de": 0.6}, seed=1)
+    assert run("forgetting", "--before", before, "--after", first, "--out", tmp_path / "out") == 0
+    cells = {r.meta["language"]: r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
+    assert cells["de"].low > 0.1
+    assert cells["cs"].high < -0.05
+    assert cells["cs"].system == "to-cs"
+
+
+def test_predictions_are_checked(tmp_path: Path) -> None:
+    path = said(tmp_path / "a.jsonl", {"cs": 0.5, "de": 0.0}, utterances=4)
+    counts = read_predictions([path], "error")
+    assert error_rate(counts["cs"]) == 1.0  # all have a wrong phone
+    assert error_rate(counts["de"]) == 0.0
+    assert counts["de"].speakers == ["de0", "de1", "de2", "de3"]
+    with pytest.raises(DataError, match="was there before"):
+        read_predictions([path, path], "per")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for key, message in (("reference", "no utterance with a `reference`"), ("language", "has no language")):
+        path.write_text("".join(json.dumps({**row, key: None}) + "\n" for row in rows))
+        with pytest.raises(DataError, match=message):
+            read_predictions([path], "per")
+    path.write_text('{"id": 3}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1"):
+        read_predictions([path], "per")
