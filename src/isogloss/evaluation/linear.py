@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ Array = npt.NDArray[Any]
 MANY = 2e9  # multiplications in one look at the data, from which on several threads bring more than they cost
 
 
+def _threads_for(values_ND: Tensor, num_classes: int) -> AbstractContextManager[None]:
+    return one_thread() if values_ND.numel() * num_classes < MANY else nullcontext()
+
+
 @dataclass(frozen=True)
 class LinearClassifier:
     """log p(c|x) = log softmax(((x − mean) / scale) · W + b)."""
@@ -34,8 +38,9 @@ class LinearClassifier:
 
     def log_probs(self, values_ND: Tensor) -> Tensor:
         """Return log-probabilities N×C."""
-        standard_ND = (values_ND.float().to(self.mean_D.device) - self.mean_D) / self.scale_D
-        return F.log_softmax(standard_ND @ self.weight_DC + self.bias_C, dim=-1)
+        with _threads_for(values_ND, len(self.bias_C)):
+            standard_ND = (values_ND.float().to(self.mean_D.device) - self.mean_D) / self.scale_D
+            return F.log_softmax(standard_ND @ self.weight_DC + self.bias_C, dim=-1)
 
     def predict(self, values_ND: Tensor) -> Array:
         """Return the most probable class of each row."""
@@ -59,8 +64,7 @@ def fit_path(
     with this data's mean and deviation (constant ones are left at zero). Each fit starts from the next stronger decay's, so
     a grid costs little more than one fit. `tolerance` bounds the largest component of the gradient at the end.
     """
-    is_small = values_ND.numel() * num_classes < MANY
-    with one_thread() if is_small else nullcontext():
+    with _threads_for(values_ND, num_classes):
         return _fit_path(
             values_ND.float(), labels_N, num_classes, weight_decays, class_weights_C, max_iterations, tolerance
         )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.threads import one_thread
 from isogloss.data.audio import read_audio
 from isogloss.nn.filterbank import HOP, SAMPLE_RATE, WINDOW, log_mel, mfcc, normalize
 
@@ -35,5 +36,6 @@ class SpectralSource:
     def features(self, cut: Any) -> dict[int, npt.NDArray[Any]]:
         """Return {0: S×80} or {0: S×39}, float32, normalised over the cut unless that was switched off."""
         waveform_T = torch.from_numpy(read_audio(cut, sample_rate=SAMPLE_RATE))
-        values_SD = log_mel(waveform_T) if self.name == "mel" else mfcc(waveform_T)
-        return {0: (normalize(values_SD) if self.is_normalized else values_SD).numpy()}
+        with one_thread():
+            values_SD = log_mel(waveform_T) if self.name == "mel" else mfcc(waveform_T)
+            return {0: (normalize(values_SD) if self.is_normalized else values_SD).numpy()}
