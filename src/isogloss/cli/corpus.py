@@ -1,4 +1,4 @@
-"""`isogloss corpus prepare|audit|segment|split|stats|shard|synthesize`: from recordings to a corpus that can be trained on."""
+"""`isogloss corpus prepare|import|audit|segment|split|stats|shard|synthesize`: from recordings to a corpus that can be trained on."""
 
 from __future__ import annotations
 
@@ -313,6 +313,26 @@ def prepare(
     print_table(
         corpus_stats(open_corpus(out)).to_rich(f"{name}; reasons for what was left out are in {out / 'report.json'}")
     )
+
+
+@app.command("import")
+def import_downloaded(
+    name: Annotated[str, typer.Argument(help="fleurs, common-voice, voxlingua107 or adi17")],
+    folder: Annotated[Path, typer.Argument(help="where its archives were unpacked")],
+    out: Annotated[Path, typer.Option(help="folder of the parts, each a corpus of its own: train, dev, test")],
+) -> None:
+    """Make corpora of a downloaded one, with its own parts, labels and speakers; the audio stays where it is."""
+    from isogloss.data.downloads import import_corpus
+    from isogloss.data.stats import format_duration
+
+    found = import_corpus(name, folder, out)
+    for rejected in found.rejected[:20]:
+        typer.echo(f"rejected ({rejected.verdict}) {rejected.id}: {rejected.reason}", err=True)
+    rows = {
+        part: f"{count:,} utterances, {format_duration(seconds)}, {found.languages[part]} languages"
+        for part, (count, seconds) in found.counts.items()
+    }
+    print_table(counts_table(f"{name} in {out}", {**rows, "rejected": f"{len(found.rejected):,}"}))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from isogloss.core.errors import IsoglossError
 
 VERBS = {
     "demo": "the whole chain on real recordings, in minutes; ends in an HTML report",
-    "corpus": "prepare, audit, segment, split, stats, shard, synthesize",
+    "corpus": "prepare, import, audit, segment, split, stats, shard, synthesize",
     "pretrain": "train an encoder on unlabelled speech, from a recipe",
     "adapt": "make a model good for languages and channels from their audio alone",
     "finetune": "train a task (asr, …) on a model, from labelled speech",
@@ -19,6 +19,7 @@ VERBS = {
     "label": "make units for a corpus: features of a layer, or MFCC, and k-means",
     "probe": "measure frozen features: phones, CTC phones, language identification",
     "abx": "measure how well features tell phones apart",
+    "languages": "language by language: overlap of sub-networks, lesions, gain by hours, transfer, forgetting",
     "evaluate": "score hypotheses against references, with confidence intervals",
     "benchmark": "train and measure many systems on the same recordings",
     "extract": "write an encoder's features to disk",
