@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(ObjectiveConfig):
-    """Settings of BEST-RQ; the defaults are those of its LibriSpeech models (arXiv 2202.01855, §4.1).
+    """Settings of BEST-RQ; the defaults are those of its LibriSpeech models (arXiv 2202.01855).
 
     start_probability, mask_span, noise_std
         Every frame of the spectrum (10 ms) begins a span of so many with this probability, filled with N(0, noise_std²).
@@ -69,7 +69,8 @@ class BestRq(Objective):
             code_width=config.code_width,
         )
         self.predictions = nn.Linear(encoder.width, config.num_codebooks * config.num_codes)
-        nn.init.normal_(self.predictions.weight, std=0.02)  # the first loss is then near ln(num_codes)
+        # States have unit variance: the first loss is then within 0.1 of ln(num_codes), however wide they are.
+        nn.init.normal_(self.predictions.weight, std=0.25 * encoder.width**-0.5)
         nn.init.zeros_(self.predictions.bias)
         self.watches = _watches()
 

@@ -35,7 +35,7 @@ from isogloss.objectives.base import Watch
 
 
 class Config(GumbelConfig):
-    """Settings of w2v-BERT; the defaults are XL (arXiv 2108.06209, §3 and table 1), what it does not say as in fairseq2.
+    """Settings of w2v-BERT; the defaults are XL (arXiv 2108.06209), what it does not say as in fairseq2.
 
     start_probability, mask_span
         Every frame begins a span of so many frames with this probability.
@@ -89,7 +89,8 @@ class W2vBert(WithGumbelCodes):
         self.build_codes(encoder.latent_width)
         self.project_context = nn.Linear(encoder.width, config.final_width)
         self.predictions = nn.Linear(encoder.width, config.num_codebooks * config.num_codes)
-        nn.init.normal_(self.predictions.weight, std=0.02)  # the first loss is then near ln(num_codes)
+        # States have unit variance: the first loss is then within 0.1 of ln(num_codes), however wide they are.
+        nn.init.normal_(self.predictions.weight, std=0.25 * encoder.width**-0.5)
         nn.init.zeros_(self.predictions.bias)
         self.watches = _watches(config)
 
