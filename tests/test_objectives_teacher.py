@@ -170,7 +170,7 @@ def test_codes_come_to_life_in_small_updates() -> None:
     """60 frames an update, from 40 clusters: most of 32 codes are used (18 of those that begin at N(0, 1))."""
     torch.manual_seed(0)
     means_CD = torch.randn(40, 24)
-    book = OnlineCodebook(1, 32, 24, 0.9)
+    book = OnlineCodebook(1, 32, 24, decay=0.9, start_std=0.1)
     used = []
     for _ in range(100):
         frames_MD = means_CD[torch.randint(40, (60,))] + 0.3 * torch.randn(60, 24)

@@ -146,9 +146,9 @@ def test_regression_is_the_formula_and_its_metrics_are_ratios() -> None:
 
 def test_codes_follow_their_frames_as_the_formula_says_however_an_update_is_divided() -> None:
     torch.manual_seed(0)
-    whole = OnlineCodebook(2, 5, 3, decay=0.9)
+    whole = OnlineCodebook(2, 5, 3, decay=0.9, start_std=1.0)
     torch.manual_seed(0)
-    divided = OnlineCodebook(2, 5, 3, decay=0.9)
+    divided = OnlineCodebook(2, 5, 3, decay=0.9, start_std=1.0)
     sums, counts = whole.sums_GCD.double().clone(), torch.ones(2, 5, dtype=torch.float64)
     for _ in range(4):
         frames = torch.randn(2, 11, 3)

@@ -39,9 +39,9 @@ class OnlineCodesConfig(ObjectiveConfig):
 
     mask_probability, mask_span, min_masks
         As data2vec's.
-    top_layers, num_codes, codebook_decay
-        K, the teacher's layers that have a codebook each, the codes of each (V), and δ of their averages
-        (`targets/online_codebook.py`).
+    top_layers, num_codes, codebook_decay, code_std
+        K, the teacher's layers that have a codebook each, the codes of each (V), δ of their averages, and the standard deviation of
+        the codes at the start (`targets/online_codebook.py`).
     decay_start, decay_fraction
         Where τ of the teacher begins, and how soon it rises, as a fraction of the run.
     freeze_after
@@ -55,6 +55,7 @@ class OnlineCodesConfig(ObjectiveConfig):
     top_layers: Count = 8
     num_codes: Annotated[int, Field(ge=2)] = 256
     codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    code_std: Annotated[float, Field(gt=0.0)] = 0.1
     decay_start: Decay = 0.999
     decay_fraction: Fraction = 0.075
     freeze_after: Fraction = 0.5
@@ -80,7 +81,9 @@ class OnlineCodes(Objective):
             # States have unit variance: so small, the cross-entropy begins within 0.05 of ln V.
             nn.init.normal_(cast(Linear, head).weight, std=0.25 * encoder.width**-0.5)
             nn.init.zeros_(cast(Linear, head).bias)
-        self.codebook = OnlineCodebook(config.top_layers, config.num_codes, encoder.width, config.codebook_decay)
+        self.codebook = OnlineCodebook(
+            config.top_layers, config.num_codes, encoder.width, config.codebook_decay, config.code_std
+        )
         self._has_random_teacher = random_teacher
         start = build_encoder(cast(EncoderConfig, encoder.config)) if random_teacher else None
         self.teacher = EmaTeacher(encoder, is_in_blocks(encoder).__contains__, start)

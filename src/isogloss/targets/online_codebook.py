@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from isogloss.core.dist import sum_over_ranks
 
-_START_STD = 0.1  # of codes, where targets have 1
-
 
 class OnlineCodebook(nn.Module):
     """G codebooks of C codes; a code is the mean of its recent frames, s_v/n_v (DinoSR, arXiv 2305.10005; SpidR, 2512.20308).
@@ -18,9 +16,9 @@ class OnlineCodebook(nn.Module):
     The sums run over all micro-batches and ranks of an update: `collect` adds frames, `step` exchanges the sums and moves the
     codes. So codes stand still within an update, and do not depend on how it was divided.
 
-    Codes begin near the origin, the mean of all targets, at N(0, 0.1²) with n = 1. A code that nobody chose yet is then
-    nearest to every frame that no code fits (y·e < ‖e‖²/2 for all of them), and so comes to life. At N(0, 1), the spread of
-    the targets themselves, it would be farther from every frame than any mean of frames, and stay dead.
+    Codes begin at N(0, `start_std`²) with n = 1, where targets have mean 0 and variance 1. Well below 1, a code that nobody chose
+    yet is nearest to every frame that no other code fits (y·e < ‖e‖²/2 for all of them), and so comes to life. At 1 it is
+    farther from every frame than any mean of frames, and stays dead.
     """
 
     sums_GCD: Tensor
@@ -28,10 +26,10 @@ class OnlineCodebook(nn.Module):
     new_sums_GCD: Tensor
     new_counts_GC: Tensor
 
-    def __init__(self, num_books: int, num_codes: int, width: int, decay: float) -> None:
+    def __init__(self, num_books: int, num_codes: int, width: int, decay: float, start_std: float) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("sums_GCD", _START_STD * torch.randn(num_books, num_codes, width))
+        self.register_buffer("sums_GCD", start_std * torch.randn(num_books, num_codes, width))
         self.register_buffer("counts_GC", torch.ones(num_books, num_codes))
         # Between updates these are nought, so a checkpoint need not hold them.
         self.register_buffer("new_sums_GCD", torch.zeros(num_books, num_codes, width), persistent=False)
