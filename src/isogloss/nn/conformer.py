@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isogloss.nn.anchor import zero_of
 from isogloss.nn.batch_norm import FrameBatchNorm
 from isogloss.nn.depthwise import DepthwiseConv
 from isogloss.nn.dropout import Dropout
@@ -113,8 +113,7 @@ class ConformerLayer(nn.Module):
     def forward(self, values_ND: Tensor, sizes_B: list[int], table: Tensor | None, is_dropped: bool = False) -> Tensor:
         """Return the next state, N×D; a layer that layer drop left out returns its input and gives zero gradients."""
         if is_dropped:
-            anchors = torch.stack([parameter.view(-1)[0] for parameter in self.parameters()])
-            return values_ND + (0.0 * anchors).sum()
+            return values_ND + zero_of(self.parameters())
         values_ND = values_ND + 0.5 * self.dropout(self.ffn1(self.ffn1_norm(values_ND)))
         attended_ND = self.attention(self.attention_norm(values_ND), sizes_B, table)
         values_ND = values_ND + self.attended_dropout(attended_ND)

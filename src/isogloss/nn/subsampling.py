@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isogloss.core.types import Packed
+from isogloss.nn.anchor import zero_of
 
 _PIECE_FRAMES = 3000  # frames out (two minutes) at a time where no gradient is wanted
 
@@ -39,8 +40,7 @@ class ConvSubsampling(nn.Module):
         sizes_B = [max((n - 3) // 4, 0) for n in spectrum.sizes]
         lengths_B = torch.tensor(sizes_B, dtype=torch.int64)
         if not sum(sizes_B):
-            anchors = torch.stack([parameter.view(-1)[0] for parameter in self.parameters()])
-            return Packed(spectrum.values_ND.new_zeros(0, self.width) + (0.0 * anchors).sum(), lengths_B)
+            return Packed(spectrum.values_ND.new_zeros(0, self.width) + zero_of(self.parameters()), lengths_B)
         # Every utterance begins at a multiple of 4 frames; the rows that straddle a border are dropped.
         pieces, kept, first = [], [], 0
         for part, n in zip(spectrum.split(), sizes_B, strict=True):

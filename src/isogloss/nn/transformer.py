@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from isogloss.nn.anchor import zero_of
 from isogloss.nn.attention import PackedAttention
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.position_bias import PositionBias
@@ -60,8 +60,7 @@ class TransformerLayer(nn.Module):
         `shared` is what the relative positions of all layers read.
         """
         if is_dropped:
-            anchors = torch.stack([parameter.view(-1)[0] for parameter in self.parameters()])
-            return values_ND + (0.0 * anchors).sum()
+            return values_ND + zero_of(self.parameters())
         if self.norm_first:
             values_ND = values_ND + self.dropout(self.attention(self.attention_norm(values_ND), sizes_B, shared))
             values_ND = values_ND + self.dropout(self.ffn(self.ffn_norm(values_ND)))
