@@ -15,8 +15,8 @@ def mask_bernoulli(
 ) -> Tensor:
     """Draw a mask for each utterance of a packed batch; True means masked, N booleans on the CPU.
 
-    Every frame begins a span of `span` frames with `start_probability`, by itself (arXiv 2010.10504, §3.1; 2108.06209, §3;
-    2202.01855, §4.1); spans overlap and end with their utterance. A frame with `span` − 1 frames before it is hidden with
+    Every frame begins a span of `span` frames with `start_probability`, by itself (arXiv 2010.10504, 2108.06209,
+    2202.01855); spans overlap and end with their utterance. A frame with `span` − 1 frames before it is hidden with
     probability 1 − (1 − p)^span: .49 for .065 and 10, .33 for .01 and 40. An utterance may have no span.
     """
     masks = []

@@ -21,7 +21,7 @@ def mask_exactly(
 
     Each hides exactly ⌊`share`·S⌋ of an utterance's S frames: spans that together would cover `share` + `adjust` if none
     overlapped begin anywhere, and single frames are then hidden or shown at random until the count is right
-    (arXiv 2212.07525, §3.3, and its released settings). Utterance i takes its numbers from `generators[i]` (on the CPU) alone.
+    (data2vec 2.0, arXiv 2212.07525, and its released settings). Utterance i takes its numbers from `generators[i]` (on the CPU) alone.
     """
     masks = [
         torch.stack([_one_mask(length, generator, share, span, adjust) for _ in range(num_masks)])

@@ -1,4 +1,4 @@
-"""Utterance and noise mixing (WavLM, arXiv 2110.13900, §III-B): a second voice or a noise over part of an utterance."""
+"""Utterance and noise mixing (WavLM, arXiv 2110.13900): a second voice or a noise over part of an utterance."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def corrupt_tokens(
 ) -> CorruptedTokens:
     """Choose about `probability` of the tokens of each text, at least one, and hide them.
 
-    ⌊probability·U/span + uniform⌋ spans (BERT, arXiv 1810.04805, §3.1: span 1; SpanBERT, arXiv 1907.10529, and SLAM: 5) at starts
+    ⌊probability·U/span + uniform⌋ spans (BERT, arXiv 1810.04805: span 1; SpanBERT, arXiv 1907.10529, and SLAM: 5) at starts
     without replacement. A span is replaced by the mask token, by random tokens in `random_share` of the cases (from `choices`,
     first and one past last), and left as it is in `kept_share` of them. Text i draws from `generators[i]` alone.
     """

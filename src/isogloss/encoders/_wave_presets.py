@@ -86,7 +86,7 @@ PRESETS: dict[str, WaveConfig] = {
     "data2vec2-large": _with(
         _DATA2VEC, width=1024, num_layers=24, num_heads=16, ffn_width=4096, relative=AlibiRelative().model_dump()
     ),
-    "dinosr-base": _DATA2VEC,  # arXiv 2305.10005, §4.1: data2vec's
+    "dinosr-base": _DATA2VEC,  # arXiv 2305.10005: data2vec's
     "spidr-base": _with(_DATA2VEC, qkv_bias=False, layerdrop=0.0),  # arXiv 2512.20308
     "unispeech-large": _large(),  # arXiv 2101.07597: LARGE LV-60k
     # arXiv 2110.05752: HuBERT's sizes.

@@ -219,7 +219,7 @@ class WaveEncoder(Encoder):
         return self._transform(latents.with_values(self._add_positions(values_ND, latents.sizes)))
 
     def context_of_kept(self, latents: Packed, is_masked_MN: Tensor) -> EncoderOutput:
-        """Encode, for each of M masks (on the CPU) of the same latents, the frames that it leaves (arXiv 2212.07525, §3.2).
+        """Encode, for each of M masks (on the CPU) of the same latents, the frames that it leaves (arXiv 2212.07525).
 
         Masked frames are zeros for the positional convolution, and then left out: the layers never see them. In the states,
         utterance i under mask m is utterance m·B + i. Positions inside attention must be none or ALiBi, which knows the kept

@@ -1,4 +1,4 @@
-"""Cosine cross-entropy over units, and what it says about health (HuBERT, arXiv 2106.07447, eq. 3). Sums out."""
+"""Cosine cross-entropy over units, and what it says about health (HuBERT, arXiv 2106.07447). Sums out."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Metrics = dict[str, tuple[Tensor | float, Tensor | float]]
 
 
 def regression(guesses_MD: Tensor, targets_MD: Tensor, smooth_l1: float = 0.0) -> Tensor:
-    """Return Σ ‖g − y‖²/√D over frames, or with β = `smooth_l1` > 0 Σ smoothL1_β(g − y)/√D (arXiv 2202.03555, eq. 2).
+    """Return Σ ‖g − y‖²/√D over frames, or with β = `smooth_l1` > 0 Σ smoothL1_β(g − y)/√D (data2vec, arXiv 2202.03555).
 
     With β the error counts (·)²/(2β) below it, and |·| − β/2 above, so that its gradient is never more than 1.
     """

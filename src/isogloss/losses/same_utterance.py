@@ -1,4 +1,4 @@
-"""Tell the codes of one's own utterance from those of others (UniSpeech-SAT, arXiv 2110.05752, §3.1). Sums out."""
+"""Tell the codes of one's own utterance from those of others (UniSpeech-SAT, arXiv 2110.05752). Sums out."""
 
 from __future__ import annotations
 

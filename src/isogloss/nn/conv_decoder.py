@@ -14,7 +14,7 @@ from isogloss.nn.product import Linear
 class ConvDecoder(nn.Module):
     """Grouped convolutions, each followed by a layer norm without weights, a GELU and a residual, then a linear map.
 
-    arXiv 2212.07525, §3.2 and its released settings (4 layers, kernel 7, 384 channels, 16 groups). The first layer has no
+    arXiv 2212.07525 and its released settings (4 layers, kernel 7, 384 channels, 16 groups). The first layer has no
     residual where it changes the width.
     """
 

@@ -88,7 +88,7 @@ class UnitHead(nn.Module):
 
 
 class UnitHeads(nn.ModuleList):
-    """One `UnitHead` for each layer that predicts; the losses of all layers add up (arXiv 2112.08778, eq. 4)."""
+    """One `UnitHead` for each layer that predicts; the losses of all layers add up (ILS-SSL, arXiv 2112.08778)."""
 
     def __init__(self, config: MaskedUnitsConfig, width: int, num_layers: int) -> None:
         layers = _resolve(config.layers, num_layers)

@@ -24,7 +24,7 @@ class LinearPredictors(nn.Module):
 
 
 class TransformerPredictors(nn.Module):
-    """K causal transformer layers with relative positions, computed together (arXiv 2002.02848, §2.1, and its released code).
+    """K causal transformer layers with relative positions, computed together (arXiv 2002.02848 and its released code).
 
     Post-norm, ReLU of `ffn_width`, queries, keys, values and output without bias, and a learned key for each distance back
     in time, shared by the heads of a layer. A frame attends to itself and the `reach` − 1 frames before it in its utterance:

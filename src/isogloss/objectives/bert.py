@@ -1,4 +1,4 @@
-"""BERT on text (arXiv 1810.04805, §3.1; spans as SpanBERT, arXiv 1907.10529, and SLAM, arXiv 2110.10329, §3).
+"""BERT on text (arXiv 1810.04805; spans as SpanBERT, arXiv 1907.10529, and SLAM, arXiv 2110.10329).
 
 | objective | corruption | target | loss | encoder |
 |---|---|---|---|---|

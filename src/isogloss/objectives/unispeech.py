@@ -42,7 +42,7 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Config(GumbelConfig):
-    """Settings of UniSpeech; the defaults are LARGE, its only size (arXiv 2101.07597, §3, and the released configuration).
+    """Settings of UniSpeech; the defaults are LARGE, its only size (arXiv 2101.07597 and the released configuration).
 
     ctc_weight
         α. 0 for speech without labels (the second stage): then there is no CTC and none are needed.

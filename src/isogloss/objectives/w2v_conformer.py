@@ -32,7 +32,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Config(ObjectiveConfig):
-    """Settings of w2v-Conformer and BigSSL (arXiv 2010.10504, §3.1 and table 2).
+    """Settings of w2v-Conformer and BigSSL (arXiv 2010.10504, 2109.13226).
 
     start_probability, mask_span
         Every frame begins a span of so many frames with this probability; frames last 40 ms.

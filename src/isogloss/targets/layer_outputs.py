@@ -11,7 +11,7 @@ from isogloss.core.types import Packed
 def instance_norm(frames: Packed, eps: float = 1e-5) -> Tensor:
     """Bring each channel of each utterance to zero mean and unit (biased) variance over its own frames, N×D in fp32.
 
-    data2vec's target normalisation (arXiv 2202.03555, §3.3: "instance normalization … without any learned parameters").
+    data2vec's target normalisation (arXiv 2202.03555): an instance norm without learned parameters.
     """
     with torch.autocast(frames.values_ND.device.type, enabled=False):
         values_ND = frames.values_ND.float()

@@ -10,10 +10,10 @@ _ROWS = 4096  # frames whose distances to all codes are held at a time
 
 
 class RandomProjectionQuantizer(nn.Module):
-    """The code nearest to a random projection of a frame (arXiv 2202.01855, eq. 1): argmin_i ‖norm(c_i) − norm(A x)‖.
+    """The code nearest to a random projection of a frame (arXiv 2202.01855): argmin_i ‖norm(c_i) − norm(A x)‖.
 
     A is Xavier uniform, the codes are N(0, 1), both are drawn once (torch's global generator) and never change. They are
-    buffers, saved with the model: other ones would be another target. With G codebooks (USM, arXiv 2303.01037, §3.1) every
+    buffers, saved with the model: other ones would be another target. With G codebooks (USM, arXiv 2303.01037) every
     one has its own projection. Without normalised input few codes are ever chosen.
     """
 
