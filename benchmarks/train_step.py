@@ -181,22 +181,27 @@ def matmul_rate(size: int = 2048, repeats: int = 4) -> float:
     return 2 * size**3 / best
 
 
+def encoder_flops(config: WaveConfig, num_samples: int) -> tuple[float, float, int]:
+    """Products of one forward pass over a recording: of the first convolution, of all the rest; and the number of frames."""
+    n, before, convolutions = num_samples, 1, []
+    for channels, kernel, stride in zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True):
+        n = (n - kernel) // stride + 1
+        convolutions.append(2.0 * n * kernel * before * channels)
+        before = channels
+    width = config.width
+    layer = 2 * width * (4 * width + 2 * config.ffn_width) + 4 * n * width
+    position = 2 * config.position_kernel * width * width / config.position_groups
+    rest = sum(convolutions[1:]) + n * (2 * before * width + position + config.num_layers * layer)
+    return convolutions[0], rest, n
+
+
 def step_flops(config: WaveConfig, lengths: list[int]) -> float:
     """Products of one step: forward, gradients of weights and of inputs (the first convolution needs no input gradient)."""
-    total = 0.0
+    total, width, latents = 0.0, config.width, config.conv_channels[-1]
     for num_samples in lengths:
-        n, before = num_samples, 1
-        for index, (channels, kernel, stride) in enumerate(
-            zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
-        ):
-            n = (n - kernel) // stride + 1
-            total += 2 * n * kernel * before * channels * (2 if index == 0 else 3)
-            before = channels
-        width = config.width
-        layer = 2 * width * (4 * width + 2 * config.ffn_width) + 4 * n * width
-        position = 2 * config.position_kernel * width * width / config.position_groups
-        total += 3 * n * (2 * before * width + position + config.num_layers * layer)
-        total += 3 * 0.49 * n * 2 * (before * 640 + 640 * 128 + 256 * 256 + width * 256 + 0.49 * n * 256)
+        first, rest, n = encoder_flops(config, num_samples)
+        head = 0.49 * n * 2 * (latents * 640 + 640 * 128 + 256 * 256 + width * 256 + 0.49 * n * 256)
+        total += 2 * first + 3 * (rest + head)
     return total
 
 
