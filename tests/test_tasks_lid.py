@@ -14,8 +14,10 @@ import torch
 
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.types import SpeechBatch
+from isogloss.data.folders import folder_of_cut
 from isogloss.data.index import CorpusIndex
 from isogloss.data.languages import normalize_language
+from isogloss.data.shards import shard
 from isogloss.encoders.presets import build_encoder
 from isogloss.evaluation.relatedness import FLEURS_REGIONS
 from isogloss.evaluation.tables import read_results
@@ -111,6 +113,10 @@ def test_labels_are_languages_varieties_or_folders(tmp_path: Path) -> None:
         soundfile.write(tmp_path / "corpus" / folder / f"{folder}.wav", np.zeros(1600), 16_000, subtype="PCM_16")
     index = CorpusIndex.open(tmp_path / "corpus", tmp_path / "cache")
     assert Config(labels="folder").for_corpus(index).classes == ("cairo", "rabat")
+    shard([index.cut(row) for row in range(len(index))], tmp_path / "shar")
+    shards = CorpusIndex.open(tmp_path / "shar")
+    assert Config(labels="folder").for_corpus(shards).classes == ("cairo", "rabat")
+    assert {folder_of_cut(shards.cut(row)) for row in range(len(shards))} == {"cairo", "rabat"}
     with pytest.raises(DataError, match="two or more, but the corpus has 0"):
         Config().for_corpus(index)
     task, _ = task_and_encoder(labels="folder", classes=("cairo", "rabat"))
@@ -186,7 +192,8 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     batch = batch_of("fr", "hr")
     again_encoder, again = load_task(model)
     assert torch.equal(task.predict_scored(encoder, batch)[1], again.predict_scored(again_encoder, batch)[1])
-    arguments = ["--model", str(model), "--dev", str(dev), "--data", str(test), "--data", str(dev)]
+    other = tones(tmp_path / "other", pitches, 5, seed=3)
+    arguments = ["--model", str(model), "--dev", str(dev), "--data", str(test), "--data", str(other)]
     out, results = tmp_path / "said.jsonl", tmp_path / "results.jsonl"
     shown = CliRunner().invoke(app, [*arguments, "--out", str(out), "--results", str(results)], catch_exceptions=False)
     assert shown.exit_code == 0, shown.output
@@ -211,6 +218,12 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     assert by_language[0].meta["speakers"] == 5
     said = [json.loads(line) for line in (tmp_path / "said-test.jsonl").read_text().splitlines()]
     assert len(said) == 20
-    assert (tmp_path / "said-dev.jsonl").exists()
+    assert (tmp_path / "said-other.jsonl").exists()
+    gap = next(record for record in read_results(results) if record.dataset == "test − other")
+    assert gap.meta["languages"] == ["fr", "hr", "sr"]  # Xhosa is in one of them only
+    assert gap.value == pytest.approx(gap.meta["values"][0] - gap.meta["values"][1])
+    assert gap.low <= gap.value <= gap.high
+    with pytest.raises(ConfigError, match="cannot test them"):
+        CliRunner().invoke(app, [*arguments, "--data", str(dev)], catch_exceptions=False)
     assert all(abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4 for row in said)
     assert all(row["text"] == max(row["scores"], key=row["scores"].get) for row in said)

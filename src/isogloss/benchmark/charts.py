@@ -164,15 +164,30 @@ def scatter_chart(
         zero = min(positive, default=1.0) / 4
         axes.set_xscale("log")
         axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for name, x, value, low, high in points:
+        for _, x, value, low, high in points:
             place = x if x > 0 else zero
             axes.plot([place, place], [low, high], color=_SERIES[0], linewidth=1.6, alpha=0.45, solid_capstyle="round")
             axes.plot([place], [value], "o", color=_SERIES[0], markersize=4.5)
-            axes.annotate(
-                name, (place, value), (4, 0), textcoords="offset points", fontsize=7.5, va="center", color=_INK
-            )
         low, high = (zero if has_zero else min(positive)), max(positive, default=1.0)
-        axes.set_xlim(low / 1.6, high * 2.2)  # room for the last name
+        span = max(point[4] for point in points) - min(point[3] for point in points) or 1.0
+        placed: list[tuple[float, float, int]] = []
+        for name, x, value, *_ in sorted(points, key=lambda point: (point[1], point[2])):
+            across = math.log((x or zero) / low) / math.log(high / low * 3.5)
+            # A name that would lie on another stands on the left of its mark.
+            crowd = [side for a, v, side in placed if abs(across - a) < 0.1 and abs(value - v) < 0.04 * span]
+            side = -1 if 1 in crowd else 1
+            placed.append((across, value, side))
+            axes.annotate(
+                name,
+                (x or zero, value),
+                (4 * side, 0),
+                textcoords="offset points",
+                fontsize=7.5,
+                va="center",
+                ha="left" if side > 0 else "right",
+                color=_INK,
+            )
+        axes.set_xlim(low / 1.6, high * 2.2)  # room for names
         marks = _log_marks(min(positive, default=1.0), high)
         ticks = ([zero] if has_zero else []) + marks
         axes.set_xticks(ticks, (["0"] if has_zero else []) + [f"{mark:g}" for mark in marks])

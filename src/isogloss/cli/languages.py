@@ -203,7 +203,6 @@ def gain(
     found = gain_by_hours(own, heard, seed=seed)
     never = [name for name, value in heard.items() if value == 0]
     notes = [f"never heard: {', '.join(never)}"] if never else []
-    notes.append(f"Spearman's ρ {found.correlation.format(digits=2)}, permutation p = {found.p_value:.3f}")
     records = gain_records(found, system=system, dataset=dataset, metric=measured, seed=seed)
     _finish(gain_page(found, records, system=system, metric=measured, notes=notes), out, "gain")
 
@@ -298,7 +297,7 @@ def _finish(page: LanguagePage, out: Path | None, name: str) -> None:
 
     console = Console(width=None if Console().is_terminal else 200)
     console.print(to_rich(page.records, title=page.title))
-    for note in page.notes:
+    for note in (page.lead, *page.notes):
         console.print(note, highlight=False, markup=False)
     if out is not None:
         console.print(f"page: {page.write(out, name)}", highlight=False, markup=False)

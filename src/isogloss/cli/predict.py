@@ -39,7 +39,7 @@ def predict(
     from isogloss.cli.probe import _name, progress_bar
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
-    from isogloss.evaluation.identification import Calibration
+    from isogloss.evaluation.identification import Calibration, domain_gap
     from isogloss.evaluation.tables import to_rich, write_results
     from isogloss.evaluation.tasks import TaskResult, load_task, run_task, scored_of, task_records, write_predictions
 
@@ -55,15 +55,27 @@ def predict(
 
     if dev is not None and not task.classes:
         raise ConfigError(f"`--dev` calibrates a task that chooses among classes, but {task.config.name} does not")
-    calibration = None if dev is None else Calibration.fit(scored_of(run(dev)[0]))
+    calibration = None
+    heard: set[tuple[str, float]] = set()
+    if dev is not None:
+        result, cuts = run(dev)
+        heard = {_place(cut) for cut in cuts}
+        calibration = Calibration.fit(scored_of(result))
     if calibration is not None:
         console.print(
             f"temperature {calibration.temperature:.3g}, threshold {calibration.threshold:.3g}: {calibration.how}",
             highlight=False,
             markup=False,
         )
+    scored: list[tuple[str, Any]] = []
     for path in data:
         result, cuts = run(path)
+        both = [cut.id for cut in cuts if _place(cut) in heard]
+        if both:
+            raise ConfigError(
+                f"{path} and the corpus of `--dev` share {len(both)} recordings ({both[0]}, …); what the temperature and the threshold "
+                "were fitted on cannot test them: give other speech"
+            )
         if out is not None:
             place = out if len(data) == 1 else out.with_name(f"{out.stem}-{_name(path)}{out.suffix}")
             write_predictions(place, result)
@@ -73,9 +85,32 @@ def predict(
                 task, result, cuts, system=name or _name(model), dataset=_name(path), calibration=calibration
             )
             console.print(to_rich(rows))
+            if task.classes:
+                scored.append((_name(path), scored_of(result)))
             if results is not None:
                 write_results(results, rows, append=True)
                 console.print(f"results: {results}", highlight=False, markup=False)
         elif out is None:
             for identifier, text in zip(result.ids, result.predictions, strict=True):
                 console.print(f"{identifier}\t{text}", highlight=False, markup=False)
+    gaps = [
+        domain_gap(
+            scored[0][1],
+            own,
+            system=name or _name(model),
+            task=f"{task.config.name}, fine-tuned",
+            datasets=(scored[0][0], other),
+        )
+        for other, own in scored[1:]
+    ]
+    found = [gap for gap in gaps if gap is not None]
+    if found:
+        console.print(to_rich(found, title="from the first corpus to the others, languages that both test"))
+        if results is not None:
+            write_results(results, found, append=True)
+
+
+def _place(cut: Any) -> tuple[str, float]:
+    """Return what tells a piece of a recording from others: where its audio lies (its id in a shard), and from when on."""
+    source = cut.recording.sources[0]
+    return (str(source.source) if source.type == "file" else cut.recording.id), float(cut.start)

@@ -1,6 +1,6 @@
 """Corpora of languages and dialects as they lie on a disk after their archives were unpacked: parts, labels, who speaks.
 
-FLEURS (arXiv 2205.12446), Common Voice (arXiv 1912.06670), VoxLingua107 (arXiv 2011.12998), ADI-17 (arXiv 2005.09289). Nothing
+FLEURS (arXiv 2205.12446), Common Voice (arXiv 1912.06670), VoxLingua107 (arXiv 2011.12998), ADI-17 (ICASSP 2020). Nothing
 is downloaded here. A reader yields the rows of each part; `import_corpus` makes a corpus of each.
 """
 

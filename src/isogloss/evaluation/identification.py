@@ -187,6 +187,48 @@ def identification_records(
     return records
 
 
+def domain_gap(
+    first: Scored, second: Scored, *, system: str, task: str, datasets: tuple[str, str], seed: int = 0
+) -> ResultRecord | None:
+    """Return by how much the macro-accuracy falls from the first corpus to the second, over the languages that both test.
+
+    The corpora are resampled independently (normal approximation); None where they share fewer than two classes.
+    """
+    shared = sorted(set(first.labels) & set(second.labels) & set(first.classes))
+    if len(shared) < 2:
+        return None
+    estimates = []
+    for scored in (first, second):
+        part = scored.rows(np.array([label in shared for label in scored.labels], bool))
+        counts = recall_counts(part.labels, part.predictions)
+        estimates.append(bootstrap(counts, macro_accuracy, clusters=part.speakers, seed=seed))
+    value = estimates[0].value - estimates[1].value
+    sd = float(np.hypot(estimates[0].sd, estimates[1].sd))
+    sizes = [estimate.num_units for estimate in estimates]
+    units = {estimate.unit for estimate in estimates}
+    caveats = dict.fromkeys(estimate.caveat for estimate in estimates if estimate.caveat)
+    gap = Estimate(
+        value,
+        value - 1.96 * sd,
+        value + 1.96 * sd,
+        sd,
+        "independent bootstraps of both corpora, normal approximation",
+        min(sizes),
+        unit=units.pop() if len(units) == 1 else "unit",
+        caveat="; ".join(caveats),
+    )
+    return ResultRecord.from_estimate(
+        gap,
+        system=system,
+        task=task,
+        dataset=f"{datasets[0]} − {datasets[1]}",
+        metric="macro_accuracy_difference",
+        higher_is_better=False,
+        seeds=(seed,),
+        meta={"languages": shared, "values": [estimate.value for estimate in estimates]},
+    )
+
+
 def _add_calibration(known: Scored, calibration: Calibration | None, add: Any, of_counts: Any) -> None:
     variants = [("", known)]
     if calibration is not None:

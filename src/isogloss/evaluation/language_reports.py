@@ -249,6 +249,9 @@ def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
     estimates = [change.estimate for change in own]
     kinds = {estimate.unit for estimate in estimates}
     caveats = ["these languages only: languages were not resampled"]
+    narrow = sum("not covered" in estimate.caveat or "unknown" in estimate.caveat for estimate in estimates)
+    if narrow:
+        caveats.append(f"differences between speakers are not covered in {narrow} of {len(estimates)} languages")
     if len(kinds) > 1:
         caveats.append("speakers were resampled where a language has enough known ones, else utterances")
     return from_replicates(
