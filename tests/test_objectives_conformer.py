@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -165,12 +166,14 @@ def test_best_rq_without_normalisation_is_named_by_the_watchdog() -> None:
         dog = Watchdog(
             [replace(watch, patience=2) for watch in objective.watches if watch.metric == "code_entropy_share"]
         )
+        # A warning and no stop: a sound corpus of quiet field recordings has as few codes.
+        warnings = [warning for step in range(1, 6) for warning in dog.observe(step, metrics)]
         if normalization == "none":
-            with pytest.raises(TrainingError, match=r"few distinct codes.*normalization"):
-                watch_for(dog, metrics, 5)
+            assert len(warnings) == 1
+            assert re.search(r"few distinct codes.*normalization", warnings[0])
         else:
             assert not outside(objective, metrics) - {"predicted_ratio"}
-            watch_for(dog, metrics, 5)
+            assert not warnings
     assert found["utterance"] > found["none"] + 0.2
 
 
@@ -213,6 +216,7 @@ def test_best_rq_wants_a_spectrum() -> None:
         ({"contrastive_layer": 2}, "below the encoder's 2 layers"),
         ({"gumbel_temperature_end": 3.0}, "at most gumbel_temperature_start"),
         ({"num_codebooks": 3}, "multiple of num_codebooks"),
+        ({"fill": "learned", "noise_std": 0.2}, 'noise_std belongs to fill = "noise"'),
     ],
 )
 def test_faults_of_w2v_bert_are_told(changes: dict[str, Any], message: str) -> None:

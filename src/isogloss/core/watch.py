@@ -18,6 +18,8 @@ class Watch:
     `patience` is for a long run. A short one is warned sooner, after a twentieth of it (but not below `MIN_PATIENCE` updates),
     since it would otherwise end before it is told; it is not stopped sooner, since a stop there saves little. `grace` stays: a
     model needs its updates to begin to learn however long the run is.
+
+    `stops` False warns only: for a sign that a sound corpus can also give.
     """
 
     metric: str
@@ -27,6 +29,7 @@ class Watch:
     grace: int = 0
     meaning: str = ""  # "the codebook has collapsed"
     advice: str = ""  # "raise diversity_weight, lower the learning rate"
+    stops: bool = True
 
     def patience_in(self, total_updates: int | None) -> int:
         """Return the updates in a row before a warning, in a run of so many; None for a length that nobody knows."""

@@ -34,7 +34,7 @@ class Watchdog:
             outside = self._outside[index]
             if outside == self._patience[index]:
                 warnings.append(f"update {step}: {_tell(watch, value, outside)}")
-            if outside >= 2 * watch.patience:
+            if watch.stops and outside >= 2 * watch.patience:
                 raise TrainingError(f"stopped at update {step}: {_tell(watch, value, outside)}")
         return warnings
 
