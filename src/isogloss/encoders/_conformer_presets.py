@@ -62,6 +62,17 @@ PRESETS: dict[str, ConformerConfig] = {
     ),
     # arXiv 2202.01855, §4.1: 0.6 B; the quantizer's stack of four frames is what the convolutions subsample.
     "best-rq-600m": _google(24, positions="relative"),
+    # SpeechBrain's BEST-RQ recipe for LibriSpeech, the smallest public one that was trained in full.
+    "best-rq-speechbrain": _conformer(
+        width=576,
+        num_layers=12,
+        num_heads=8,
+        ffn_width=2048,
+        positions="relative",
+        kernel=31,
+        conv_norm="layer",
+        activation="gelu",
+    ),
     # Ours: seconds and minutes on two cores.
     "conformer-tiny": _conformer(**_TINY, **_NO_DROPOUT),
     "conformer-small": _conformer(**_SMALL),
