@@ -19,53 +19,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lhotse import CutSet, fastcopy
+from lhotse import fastcopy
 
+from isogloss.adapt.loss_measure import loss_measure
 from isogloss.adapt.subnetwork import Config as SubnetworkConfig
 from isogloss.adapt.subnetwork import Importance, find_subnetworks
+from isogloss.benchmark.charts import standalone
+from isogloss.benchmark.language_pages import (
+    LanguagePage,
+    gain_page,
+    lesion_charts,
+    mask_chart,
+    overlap_caption,
+    overlap_chart,
+    transfer_page,
+)
 from isogloss.core.rng import derive_seed
-from isogloss.core.types import Packed, SpeechBatch
 from isogloss.core.vocabulary import ipa_segments
-from isogloss.data.audio import read_audio
 from isogloss.data.index import CorpusIndex
-from isogloss.data.inputs import open_corpus
+from isogloss.data.inputs import open_corpus, write_corpus
 from isogloss.data.phonemes import can_phonemize, phonemize_words
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import costs, matrices
+from isogloss.encoders.language_edits import costs
 from isogloss.evaluation.bootstrap import Estimate
+from isogloss.evaluation.language_records import gain_records, overlap_records, transfer_records
 from isogloss.evaluation.language_reports import (
     LanguageCounts,
+    changes,
+    error_rate,
     gain_by_hours,
+    helped_by_sharing,
     mean_difference,
     transfer_and_interference,
 )
-from isogloss.evaluation.subnetworks import Overlap, kinship, lesioned, mask_overlap, relatedness
+from isogloss.evaluation.predictions import read_predictions
+from isogloss.evaluation.probe_splits import limit_seconds
+from isogloss.evaluation.relatedness import classification_of
+from isogloss.evaluation.subnetworks import kinship, mask_overlap, relatedness
+from isogloss.evaluation.tables import to_markdown
+from isogloss.evaluation.tasks import load_task, run_task, write_predictions
+from isogloss.evaluation.under_masks import lesion_rise, lesions, mask_rise, task_measure, under_masks
 from isogloss.hub.load import load_model
 from isogloss.hub.save import save_model
-from isogloss.losses.edit_distance import edit_distance
-from isogloss.objectives.base import Objective, build_objective
+from isogloss.objectives.base import Objective
 from isogloss.training.loop import train
 from isogloss.training.recipe import parse_recipe
 from isogloss.training.start import start_learner
 
-# Family, branch, group: Glottolog's classification, as far as two of these languages share it.
-KIN = {
-    "be": ("Indo-European", "Balto-Slavic", "East Slavic"),
-    "ru": ("Indo-European", "Balto-Slavic", "East Slavic"),
-    "bg": ("Indo-European", "Balto-Slavic", "South Slavic"),
-    "cs": ("Indo-European", "Balto-Slavic", "West Slavic"),
-    "pl": ("Indo-European", "Balto-Slavic", "West Slavic"),
-    "da": ("Indo-European", "Germanic", "North Germanic"),
-    "en": ("Indo-European", "Germanic", "West Germanic"),
-    "nl": ("Indo-European", "Germanic", "West Germanic"),
-    "es": ("Indo-European", "Italic", "Western Romance"),
-    "fr": ("Indo-European", "Italic", "Western Romance"),
-    "it": ("Indo-European", "Italic", "Italo-Romance"),
-    "ro": ("Indo-European", "Italic", "Eastern Romance"),
-    "mdw": ("Atlantic-Congo", "Bantu", "Mboshi"),
-    "nst": ("Sino-Tibetan", "Kuki-Chin-Naga", "Tangkhulic"),
-}
 MIN_SECONDS = 60.0  # of training; a language with less is left out
 IS_IPA = ("mdw", "nst")  # transcripts of linguists, near enough to phones
 
@@ -241,130 +241,39 @@ def masked_start(tree: dict[str, Any], model: Path, out: Path, config: Subnetwor
     return out
 
 
-class Scorer:
-    """Phone errors of a model on cuts, greedy decoding."""
-
-    def __init__(self, model: Path) -> None:
-        loaded = load_model(model)
-        assert loaded.objective_tree is not None
-        self.encoder = loaded.encoder
-        self.objective: Any = build_objective(loaded.objective_tree, loaded.encoder)
-        self.objective.take_heads(loaded.head_tensors)
-        self.objective.eval()
-
-    @torch.no_grad()
-    def score(self, encoder: Encoder, cuts: Sequence[Any]) -> tuple[list[list[int]], float]:
-        """Return (errors, phones) of every cut, and the CTC loss per phone."""
-        counts, loss, num_phones = [], 0.0, 0
-        for start in range(0, len(cuts), 16):
-            batch = as_batch(cuts[start : start + 16], encoder)
-            terms = self.objective(encoder, batch)
-            loss, num_phones = loss + float(terms.total), num_phones + terms.num_targets
-            for text, guess in zip(batch.text or [], self.objective.transcribe(encoder, batch), strict=True):
-                reference = ipa_segments(text or "")
-                counts.append([edit_distance(reference, guess.split()), len(reference)])
-        return counts, loss / max(num_phones, 1)
+def said(model: Path, corpora: Mapping[str, Path], out: Path) -> dict[str, dict[str, LanguageCounts]]:
+    """Let a model write the phones of the development and test corpora, as `isogloss predict` does, and return errors by language."""
+    out.mkdir(parents=True, exist_ok=True)
+    for side in ("dev", "test"):
+        if not (out / f"{side}.jsonl").exists():
+            encoder, task = load_task(model)
+            write_predictions(out / f"{side}.jsonl", run_task(encoder, task, list(open_corpus(corpora[side]))))
+    return {side: read_predictions([out / f"{side}.jsonl"], "per") for side in ("dev", "test")}
 
 
-def as_batch(cuts: Sequence[Any], encoder: Encoder) -> SpeechBatch:
-    """Read cuts as one batch."""
-    waveforms = [encoder.prepare(torch.from_numpy(read_audio(cut))) for cut in cuts]
-    return SpeechBatch(
-        audio=Packed.from_list(waveforms),
-        ids=[cut.id for cut in cuts],
-        languages=[cut.supervisions[0].language for cut in cuts],
-        seeds_B=torch.zeros(len(cuts), dtype=torch.int64),
-        text=[cut.supervisions[0].text for cut in cuts],
-    )
+def cost_of(model: Path) -> tuple[float, float]:
+    """Return the weights that a language uses, and the bytes that it adds to the shared model, on average over languages."""
+    encoder = load_model(model).encoder
+    if encoder.edits is None:
+        return float(sum(parameter.numel() for parameter in encoder.parameters())), 0.0
+    own = costs(encoder).values()
+    return float(np.mean([cost.active for cost in own])), float(np.mean([cost.stored_bytes for cost in own]))
 
 
-def at_most(cuts: Sequence[Any], seconds: float) -> list[Any]:
-    """Return the first cuts up to so many seconds."""
-    chosen, total = [], 0.0
-    for cut in cuts:
-        if total >= seconds:
-            break
-        chosen.append(cut)
-        total += cut.duration
-    return chosen
+@dataclass(frozen=True)
+class Arm:
+    """Errors by language on both corpora, and what a language costs."""
+
+    dev: dict[str, LanguageCounts]
+    test: dict[str, LanguageCounts]
+    active: float
+    stored: float
 
 
-def encoder_for(scorer: Scorer, language: str) -> Encoder:
-    """Return the encoder as the language uses it."""
-    return scorer.encoder if scorer.encoder.edits is None else scorer.encoder.for_language(language)
-
-
-def score_arm(model: Path, part: Part, out: Path) -> dict[str, Any]:
-    """Score a model on every language's development and test cuts under its own language."""
-    if out.exists():
-        known: dict[str, Any] = json.loads(out.read_text())
-        return known
-    scorer = Scorer(model)
-    result: dict[str, Any] = {"dev": {}, "test": {}}
-    for language in part.test:
-        encoder = encoder_for(scorer, language)
-        for side, cuts in (("dev", part.dev[language]), ("test", part.test[language])):
-            result[side][language], _ = scorer.score(encoder, cuts)
-    result["weights"] = sum(p.numel() for name, p in scorer.encoder.named_parameters() if ".edit." not in name)
-    edited = scorer.encoder.edits is not None
-    result["costs"] = {k: v.model_dump() for k, v in costs(scorer.encoder).items()} if edited else {}
-    out.write_text(json.dumps(result))
-    return result
-
-
-def matrix(path: Path, compute: Any) -> dict[str, Any]:
-    """Compute a table once."""
-    if not path.exists():
-        path.write_text(json.dumps(compute()))
-    known: dict[str, Any] = json.loads(path.read_text())
-    return known
-
-
-def wrong_masks(model: Path, part: Part, seconds: float) -> dict[str, Any]:
-    """Return the phone error of each language (column) under the mask of each (row)."""
-    scorer = Scorer(model)
-    table: dict[str, Any] = {}
-    assert scorer.encoder.edits is not None
-    for mask in scorer.encoder.edits.languages:
-        encoder, table[mask] = scorer.encoder.for_language(mask), {}
-        for language in part.dev:
-            counts, _ = scorer.score(encoder, at_most(part.dev[language], seconds))
-            table[mask][language] = counts
-    return table
-
-
-def lesions(start: Path, part: Part, seconds: float, seed: int) -> dict[str, Any]:
-    """Return how much the dense model's loss rises on each language when the weights unique to one are taken, or as many others."""
-    scorer = Scorer(start)
-    assert scorer.encoder.edits is not None
-    languages = scorer.encoder.edits.languages
-    cuts = {language: at_most(part.dev[language], seconds) for language in part.dev}
-    table: dict[str, Any] = {"whole": {k: scorer.score(scorer.encoder, v)[1] for k, v in cuts.items()}}
-    for kind, at_random in (("unique", None), ("random", seed)):
-        table[kind] = {}
-        for lesion in languages:
-            without = lesioned(scorer.encoder, lesion, at_random=at_random)
-            table[kind][lesion] = {k: scorer.score(without, v)[1] for k, v in cuts.items()}
-    table["size"] = {
-        lesion: sum(
-            int((a.weight != b.weight).sum())
-            for a, b in zip(
-                matrices(lesioned(scorer.encoder, lesion)).values(), matrices(scorer.encoder).values(), strict=True
-            )
-        )
-        for lesion in languages
-    }
-    return table
-
-
-def counts_of(scores: Mapping[str, Any], side: str = "test") -> dict[str, LanguageCounts]:
-    """Return a system's counts by language."""
-    return {language: LanguageCounts(np.array(counts, float)) for language, counts in scores[side].items()}
-
-
-def rate(counts: LanguageCounts) -> float:
-    """Return the phone error rate."""
-    return float(counts.counts_U2[:, 0].sum() / counts.counts_U2[:, 1].sum())
+def arm_of(model: Path, corpora: Mapping[str, Path], out: Path) -> Arm:
+    """Score a model."""
+    found = said(model, corpora, out / "said")
+    return Arm(found["dev"], found["test"], *cost_of(model))
 
 
 def main() -> None:
@@ -385,18 +294,18 @@ def main() -> None:
     sources = [options.debian, *(sorted(p for p in options.field.iterdir() if p.is_dir()) if options.field else [])]
     part = divide(sources, budget, seed)
     corpus = out / "corpus"
-    corpus.mkdir(exist_ok=True)
     if not (corpus / "cuts.jsonl.gz").exists():
-        CutSet.from_cuts([cut for cuts in part.train.values() for cut in cuts]).to_file(corpus / "cuts.jsonl.gz")
+        written(part.train, corpus)
     minutes = {language: sum(cut.duration for cut in cuts) / 60 for language, cuts in part.train.items()}
     print({k: round(v, 1) for k, v in minutes.items()}, flush=True)
 
     warm = run_arm(recipe_tree(budget, corpus, seed, budget.warmup_updates, 1e-3), out / "warm-up", "warm-up")
     tree = {**recipe_tree(budget, corpus, seed, budget.updates, 2e-3), "encoder": {}, "objective": {}}  # the warm-up's
-    scores = {"warm-up": score_arm(warm, part, out / "warm-up" / "scores.json")}
+    corpora = {"dev": written(part.dev, out / "dev"), "test": written(part.test, out / "test")}
+    arms = {"warm-up": arm_of(warm, corpora, out / "warm-up")}
     for arm in budget.arms:
         if arm == ALONE:
-            scores[arm] = monolingual(budget, corpus, part, minutes, out / arm, seed, warm)
+            arms[arm] = monolingual(budget, corpus, corpora, minutes, out / arm, seed, warm)
             continue
         folder = out / arm.replace(" ", "-")
         folder.mkdir(exist_ok=True)
@@ -410,28 +319,34 @@ def main() -> None:
             )
             start = masked_start(tree, warm, folder / "start", config)
         own = {**tree, "start": {"model": str(start)}, **({"edits": edits} if edits else {})}
-        scores[arm] = score_arm(run_arm(own, folder, arm), part, folder / "scores.json")
-        print(arm, round(np.mean([rate(c) for c in counts_of(scores[arm]).values()]), 4), flush=True)
-    s3net = out / "S3Net"
-    wrong = matrix(out / "wrong.json", lambda: wrong_masks(s3net / "model", part, budget.probe_seconds))
-    hurt = matrix(out / "lesions.json", lambda: lesions(s3net / "start", part, budget.probe_seconds, seed))
-    overlaps = {
-        arm: mask_overlap(load_model(out / arm.replace(" ", "-") / "start").encoder)
-        for arm in budget.arms
-        if arm in MASKED
-    }
-    text = report(budget, options.sparsity, minutes, scores, wrong, hurt, overlaps, out)
+        arms[arm] = arm_of(run_arm(own, folder, arm), corpora, folder)
+        print(arm, round(np.mean([error_rate(c) for c in arms[arm].test.values()]), 4), flush=True)
+    text = report(budget, options.sparsity, minutes, arms, out)
+    text += masks_report([arm for arm in budget.arms if arm in MASKED], part, budget.probe_seconds, out, seed)
     (out / "report.md").write_text(text, encoding="utf-8")
     print(text)
 
 
+def written(side: Mapping[str, Sequence[Any]], folder: Path) -> Path:
+    """Write the cuts of all languages as a corpus."""
+    write_corpus([cut for cuts in side.values() for cut in cuts], folder)
+    return folder
+
+
 def monolingual(
-    budget: Budget, corpus: Path, part: Part, minutes: Mapping[str, float], out: Path, seed: int, warm: Path
-) -> dict[str, Any]:
+    budget: Budget,
+    corpus: Path,
+    corpora: Mapping[str, Path],
+    minutes: Mapping[str, float],
+    out: Path,
+    seed: int,
+    warm: Path,
+) -> Arm:
     """Train one model per language from scratch on the share of all updates that the multilingual models gave the language."""
     shares = {language: minutes[language] ** 0.5 for language in minutes}
     labels = (load_model(warm).objective_tree or {})["labels"]
-    result: dict[str, Any] = {"dev": {}, "test": {}, "costs": {}}
+    dev: dict[str, LanguageCounts] = {}
+    test: dict[str, LanguageCounts] = {}
     for language in minutes:
         share = shares[language] / sum(shares.values())
         updates = max(20, round(share * (budget.warmup_updates + budget.updates)))
@@ -439,26 +354,15 @@ def monolingual(
         tree["data"]["languages"] = [language]
         tree["objective"]["labels"] = labels
         model = run_arm(tree, out / language, language)
-        only = Part(*({language: side[language]} for side in (part.train, part.dev, part.test)))
-        scores = score_arm(model, only, out / language / "scores.json")
-        for side in ("dev", "test"):
-            result[side] |= scores[side]
-        result["weights"] = scores["weights"]
-    return result
+        found = said(model, corpora, out / language / "said")
+        dev[language], test[language] = found["dev"][language], found["test"][language]
+    weights = cost_of(model)[0]
+    return Arm(dev, test, weights, 4.0 * weights)
 
 
-def report(
-    budget: Budget,
-    sparsity: float,
-    minutes: Mapping[str, float],
-    scores: Mapping[str, Any],
-    wrong: Mapping[str, Any],
-    hurt: Mapping[str, Any],
-    overlaps: Mapping[str, Overlap],
-    out: Path,
-) -> str:
+def report(budget: Budget, sparsity: float, minutes: Mapping[str, float], arms: Mapping[str, Arm], out: Path) -> str:
     """Return the report; sub-networks stand beside random masks and the dense model that is told the language."""
-    counts = {arm: counts_of(own) for arm, own in scores.items()}
+    counts = {arm: own.test for arm, own in arms.items()}
     languages = sorted(minutes, key=lambda language: -minutes[language])
     middle = float(np.median([minutes[language] for language in languages]))
     groups = {
@@ -481,13 +385,9 @@ def report(
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for arm, own in counts.items():
         cells = [arm]
-        cells += [f"{100 * np.mean([rate(own[k]) for k in names]):.1f}" for names in groups.values()]
+        cells += [f"{100 * np.mean([error_rate(own[k]) for k in names]):.1f}" for names in groups.values()]
         cells.append("" if arm == "dense" else percent(mean_difference(own, counts["dense"], languages)))
-        cost = scores[arm]["costs"].values()
-        weights = scores[arm]["weights"]
-        cells.append(f"{np.mean([c['active'] for c in cost]) if cost else weights:,.0f}")
-        stored = np.mean([c["stored_bytes"] for c in cost]) if cost else 4.0 * weights if arm == ALONE else 0.0
-        cells.append(f"{stored / 1000:,.1f} kB")
+        cells += [f"{arms[arm].active:,.0f}", f"{arms[arm].stored / 1000:,.1f} kB"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -497,7 +397,7 @@ def report(
         "|" + "---|" * (2 + len(counts)),
     ]
     for language in languages:
-        cells = [f"{100 * rate(own[language]):.1f}" for own in counts.values()]
+        cells = [f"{100 * error_rate(own[language]):.1f}" for own in counts.values()]
         lines.append(f"| {language} | {minutes[language]:.1f} | " + " | ".join(cells) + " |")
     lines += ["", "## Paired differences (percentage points; negative: the first is better)", ""]
     others = [arm for arm in counts if arm not in ("S3Net", "warm-up")]
@@ -507,108 +407,62 @@ def report(
         for arm in others
     ]
     if ALONE in counts:
-        lines += ["", "## Transfer and interference", "", *transfer_lines(scores, counts)]
-    gained = gain_by_hours(counts["dense"], counts["S3Net"], {k: v / 60 for k, v in minutes.items()})
-    lines += [
-        "",
-        f"Spearman correlation of the gain of S3Net over dense with hours heard: {gained.correlation.format(digits=2)}.",
-    ]
-    lines += ["", "## Masks", "", *overlap_lines(overlaps)]
-    lines += ["", "## Wrong mask at test time", "", *wrong_lines(wrong)]
-    lines += ["", "## Lesions", "", *lesion_lines(hurt)]
-    draw(overlaps["S3Net"], wrong, hurt, out)
-    return "\n".join(lines) + "\n"
+        helped = helped_by_sharing(arms[ALONE].dev, arms["dense"].dev)
+        for arm in [arm for arm in counts if arm not in ("dense", ALONE, "warm-up")]:
+            found = transfer_and_interference(counts[ALONE], counts["dense"], counts[arm], helped)
+            rows = transfer_records(found, multilingual="dense", adapted=arm, dataset="test", metric="per")
+            transfer_page(found, rows, multilingual="dense", adapted=arm, metric="per", notes=[]).write(
+                out, f"transfer-{arm.replace(' ', '-')}"
+            )
+            lines += ["", f"## Transfer and interference: {arm}", "", to_markdown(rows)]
+    gained = gain_by_hours(changes(counts["dense"], counts["S3Net"]), {k: v / 60 for k, v in minutes.items()})
+    rows = gain_records(gained, system="dense → S3Net", dataset="test", metric="per")
+    gain_page(gained, rows, system="dense → S3Net", metric="per", notes=[]).write(out, "gain")
+    correlation = gained.correlation.format(digits=2)
+    return "\n".join(
+        [*lines, "", f"Spearman correlation of the gain of S3Net over dense with hours heard: {correlation}.", ""]
+    )
+
+
+def masks_report(masked: Sequence[str], part: Part, seconds: float, out: Path, seed: int) -> str:
+    """Return what masks share, and whom other masks and lesions hurt; draw it kin side by side."""
+    page = LanguagePage("Overlap of sub-networks", "What two languages leave out together.", [])
+    for arm in masked:
+        found = mask_overlap(load_model(out / arm.replace(" ", "-") / "start").encoder)
+        kin = kinship({name: classification_of(name) or (name,) for name in found.languages}, found.languages)
+        is_flat = np.ptp(found.iou_LL[~np.eye(len(kin), dtype=bool)]) == 0
+        page.records += overlap_records(found, None if is_flat else relatedness(found.iou_LL, kin), system=arm)
+        order = sorted(range(len(kin)), key=lambda i: classification_of(found.languages[i]) or ())
+        page.charts[arm.replace(" ", "-")] = (overlap_chart(f"Overlap: {arm}", found, order), overlap_caption(found))
+    page.write(out, "overlap")
+    sample = {name: limit_seconds(cuts, seconds, seed) for name, cuts in part.dev.items()}
+    encoder, task = load_task(out / "S3Net" / "model")
+    languages = sorted(sample, key=lambda name: classification_of(name) or ())
+    masks = under_masks(encoder, languages, task_measure(task, sample))
+    start, measure = loss_measure(out / "S3Net" / "start", written(sample, out / "probe"))
+    cut = lesions(start, languages, measure, seed=seed)
+    mantel = [f"{r.system} {r.meta['p_value']:.3f}" for r in page.records if r.metric == "spearman_kinship"]
+    lines = ["", "## Masks", "", to_markdown(page.records), f"Mantel test of kinship, p: {', '.join(mantel)}.", ""]
+    for metric, table, rise in (("per", masks, mask_rise(masks)),):
+        lines += ["## Wrong mask at test time", "", f"{metric} rises by {percent(rise)} points (mean over pairs)."]
+        (out / "wrong.svg").write_text(standalone(mask_chart(table, languages, metric)), encoding="utf-8")
+    lines += ["", "## Lesions", ""]
+    for kind, table in (("weights of one language alone", cut.own), ("as many at random", cut.random)):
+        found_rise = lesion_rise(cut.whole, table)
+        lines.append(
+            f"- {kind}: the loss per phone rises by {found_rise.own.format(digits=4)} on that language, by "
+            f"{found_rise.others.format(digits=4)} on the others; difference {found_rise.difference.format(digits=4)}"
+        )
+    sizes = list(cut.sizes.values())
+    lines.append(f"- a lesion takes {np.mean(sizes):,.0f} weights ({min(sizes):,} to {max(sizes):,})")
+    for name, svg in zip(("lesions", "lesions-random"), lesion_charts(cut, languages, "loss"), strict=True):
+        (out / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
+    return "\n".join([*lines, ""])
 
 
 def percent(estimate: Estimate) -> str:
     """Write a difference of rates in percentage points."""
     return estimate.format(scale=100.0)
-
-
-def transfer_lines(scores: Mapping[str, Any], counts: Mapping[str, dict[str, LanguageCounts]]) -> list[str]:
-    """Tell both groups of languages apart, by the development set."""
-    mono, multi = counts_of(scores[ALONE], "dev"), counts_of(scores["dense"], "dev")
-    helped = {language: rate(multi[language]) < rate(mono[language]) for language in mono}
-    lines = []
-    for arm in [arm for arm in counts if arm not in ("dense", ALONE, "warm-up")]:
-        found = transfer_and_interference(counts[ALONE], counts["dense"], counts[arm], helped)
-        for name, group in (("transfer", found.transfer), ("interference", found.interference)):
-            if group is not None:
-                lines.append(
-                    f"- {name} ({', '.join(group.languages)}): sharing gains {percent(group.shared)}, {arm} then {percent(group.adapted)}"
-                )
-    return lines
-
-
-def overlap_lines(overlaps: Mapping[str, Overlap]) -> list[str]:
-    """Tell the overlap of what is left out, its random expectation, and whether kin share more."""
-    lines = []
-    for arm, overlap in overlaps.items():
-        pairs = overlap.pairs()
-        kin = kinship(KIN, overlap.languages)
-        line = f"- {arm}: mean overlap {np.mean([p[2] for p in pairs]):.3f}, at random {np.mean([p[3] for p in pairs]):.3f}"
-        off_diagonal = overlap.iou_LL[~np.eye(len(kin), dtype=bool)]
-        if np.ptp(off_diagonal) > 0:
-            found = relatedness(overlap.iou_LL, kin)
-            line += f"; Spearman with shared levels of classification {found.correlation.format(digits=2)}, Mantel p = {found.p_value:.3f}"
-        lines.append(line)
-    return lines
-
-
-def wrong_lines(wrong: Mapping[str, Any]) -> list[str]:
-    """Tell the error under the own and under other masks."""
-
-    def per(counts: Sequence[Sequence[int]]) -> float:
-        return float(np.sum([c[0] for c in counts]) / np.sum([c[1] for c in counts]))
-
-    own = [per(wrong[k][k]) for k in wrong]
-    other = [per(wrong[m][k]) for m in wrong for k in wrong if m != k]
-    return [f"Own mask {100 * np.mean(own):.1f} %, another language's {100 * np.mean(other):.1f} % (mean over pairs)."]
-
-
-def lesion_lines(hurt: Mapping[str, Any]) -> list[str]:
-    """Tell whom the loss of a language's own weights hurts."""
-    lines = []
-    for kind in ("unique", "random"):
-        rise = {m: {k: hurt[kind][m][k] - hurt["whole"][k] for k in hurt["whole"]} for m in hurt[kind]}
-        own = np.array([rise[m][m] for m in rise])
-        other = np.array([np.mean([rise[m][k] for k in rise if k != m]) for m in rise])
-        rng = np.random.default_rng(0)
-        chosen = rng.integers(len(own), size=(2000, len(own)))
-        low, high = np.quantile((own - other)[chosen].mean(1), [0.025, 0.975])
-        name = "weights unique to a language" if kind == "unique" else "as many others at random"
-        lines.append(
-            f"- {name}: the loss per phone rises by {own.mean():.4f} on that language and {other.mean():.4f} on the others; "
-            f"difference {np.mean(own - other):.4f} [{low:.4f}, {high:.4f}] over {len(own)} lesions"
-        )
-    sizes = list(hurt["size"].values())
-    return [*lines, f"- a lesion takes {np.mean(sizes):,.0f} weights ({min(sizes):,} to {max(sizes):,})"]
-
-
-def draw(overlap: Overlap, wrong: Mapping[str, Any], hurt: Mapping[str, Any], out: Path) -> None:
-    """Write the heat maps, kin side by side."""
-    from isogloss.benchmark.heat_map import heat_map
-
-    order = sorted(range(len(overlap.languages)), key=lambda i: KIN[overlap.languages[i]])
-    names = [overlap.languages[i] for i in order]
-    above = [[float("nan") if i == j else float(overlap.iou_LL[i, j]) for j in order] for i in order]
-    expected = float(overlap.expected_LL[0, 1])
-    title = f"Overlap of what is left out (at random {expected:.2f})"
-    (out / "overlap.svg").write_text(heat_map(title, names, names, above, reference=expected))
-    rise = [[hurt["unique"][m][k] - hurt["whole"][k] for k in names] for m in names]
-    (out / "lesions.svg").write_text(
-        heat_map("Loss after a lesion", names, names, rise, x_label="tested on", y_label="weights of", digits=2)
-    )
-    errors = [
-        [100 * float(np.sum([c[0] for c in wrong[m][k]]) / np.sum([c[1] for c in wrong[m][k]])) for k in names]
-        for m in names
-    ]
-    lift = [[value - errors[j][j] for j, value in enumerate(row)] for row in errors]
-    (out / "wrong.svg").write_text(
-        heat_map(
-            "Phone errors under another's mask", names, names, lift, x_label="tested on", y_label="mask of", digits=0
-        )
-    )
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def scatter_chart(
         for name, x, value, *_ in sorted(points, key=lambda point: (point[1], point[2])):
             across = math.log((x or zero) / low) / math.log(high / low * 3.5)
             # A name that would lie on another stands on the left of its mark.
-            crowd = [side for a, v, side in placed if abs(across - a) < 0.1 and abs(value - v) < 0.04 * span]
+            crowd = [side for a, v, side in placed if abs(across - a) < 0.05 and abs(value - v) < 0.04 * span]
             side = -1 if 1 in crowd else 1
             placed.append((across, value, side))
             axes.annotate(
