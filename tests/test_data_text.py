@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,28 @@ def test_every_line_of_every_file_is_found_once(texts: Path, tmp_path: Path) -> 
     assert TextIndex.open([str(texts)], tmp_path / "cache").folder == index.folder
     (texts / "b.txt").write_text("another\n")
     assert len(TextIndex.open([str(texts)], tmp_path / "cache")) == 26
+
+
+def test_lines_in_any_order_of_more_files_than_may_be_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.txt").write_text(f"a{number}\nb{number}\n")
+    monkeypatch.setattr("isogloss.data.text_index._OPEN_FILES", 3)
+    opened: list[Path] = []
+    real = Path.open
+    index = TextIndex.open([str(folder)], tmp_path / "cache")
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: (opened.append(self), real(self, *a, **k))[1])
+    assert list(index.lines()) == [f"{letter}{number}" for number in range(9) for letter in "ab"]
+    assert len(opened) == 9, "a file is opened once, not once a line"
+    assert [index.line(row) for row in (17, 0, 16, 1)] == ["b8", "a0", "a8", "b0"]
+    again = copy.deepcopy(index)  # as a worker gets it
+    assert again.line(3) == "b1"
+    (folder / "4.txt").unlink()
+    with pytest.raises(DataError, match=r"4\.txt: cannot be read any more"):
+        again.line(8)
 
 
 def test_a_corpus_gives_its_transcripts(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +25,7 @@ from isogloss.core.errors import DataError
 from isogloss.data.index import CorpusIndex
 
 _FORMAT = 1
+_OPEN_FILES = 64  # that are kept mapped; a folder may hold many more
 _KINDS = {"file": "<i4", "offset": "<i8", "size": "<i4"}
 
 
@@ -43,6 +46,7 @@ class TextIndex:
         self._numbers = self._map("file")
         self._offsets = self._map("offset")
         self.sizes: NDArray[np.int32] = self._map("size")
+        self._mapped: OrderedDict[int, mmap.mmap] = OrderedDict()  # the file used last at the end
 
     @classmethod
     def open(cls, paths: Sequence[str], cache: Path | str | None = None) -> Self:
@@ -68,20 +72,39 @@ class TextIndex:
 
     def line(self, row: int) -> str:
         """Return one text; bytes that are not UTF-8 are a `DataError` with their place."""
-        path = self._files[int(self._numbers[row])]
-        with path.open("rb") as stream:
-            stream.seek(int(self._offsets[row]))
-            data = stream.read(int(self.sizes[row]))
+        number, offset = int(self._numbers[row]), int(self._offsets[row])
+        data = self._bytes(number)[offset : offset + int(self.sizes[row])]
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             raise DataError(
-                f"{path}: the line at byte {int(self._offsets[row])} is not UTF-8; convert the file first"
+                f"{self._files[number]}: the line at byte {offset} is not UTF-8; convert the file first"
             ) from None
+
+    def _bytes(self, number: int) -> mmap.mmap:
+        """Return a file, mapped: opening it for every line took most of the time."""
+        found = self._mapped.pop(number, None)
+        if found is None:
+            try:
+                with self._files[number].open("rb") as stream:
+                    found = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self._files[number]}: cannot be read any more: {error}; restore it") from None
+            if len(self._mapped) >= _OPEN_FILES:
+                self._mapped.popitem(last=False)[1].close()
+        self._mapped[number] = found
+        return found
 
     def lines(self) -> Iterator[str]:
         """Yield every text, in order."""
         return (self.line(row) for row in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker maps the files again
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
 
     def _map(self, name: str) -> NDArray[Any]:
         path, kind = self.folder / f"{name}.bin", np.dtype(_KINDS[name])
