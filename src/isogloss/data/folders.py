@@ -7,7 +7,13 @@ from typing import Any
 
 
 def folder_of_cut(cut: Any) -> str | None:
-    """Return the name of the folder that a cut's recording lies in, None for audio that lies in no file of its own (a shard)."""
+    """Return the name of the folder that a cut's recording lies in, or lay in before it was written elsewhere (`custom["folder"]`).
+
+    None where neither is known.
+    """
+    kept = (cut.custom or {}).get("folder")
+    if kept:
+        return str(kept)
     sources = cut.recording.sources if cut.recording is not None else []
     if not sources or sources[0].type != "file":
         return None

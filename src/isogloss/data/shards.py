@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.data._index_files import hash_id
 from isogloss.data.audio import read_audio, sha256_of_samples
+from isogloss.data.folders import folder_of_cut
 from isogloss.data.index import CorpusIndex
 from isogloss.data.streams import SAMPLE_RATE
 
@@ -117,6 +118,8 @@ class _Writer:
             channel_ids=[0],
         )
         custom = dict(cut.custom or {})
+        if (place := folder_of_cut(cut)) is not None:  # a label of dialects, which a shard's members have no place for
+            custom["folder"] = place
         if "sha256" in custom:  # it is of the decoded samples, and those are others now
             custom["sha256"] = sha256_of_samples(read_audio(data, sample_rate=SAMPLE_RATE))
         written = fastcopy(

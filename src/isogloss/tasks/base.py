@@ -64,6 +64,7 @@ class Task(nn.Module, ABC):
     watches: tuple[Watch, ...] = ()
     metrics: Mapping[str, bool]  # whether higher is better
     classes: tuple[str, ...] = ()  # of a task that chooses among some
+    finds_language: bool = False  # its answer is the language: an encoder that is told it would give the answer away
 
     def __init__(self, config: TaskConfig, encoder: Encoder) -> None:
         super().__init__()

@@ -84,7 +84,12 @@ class Config(TaskConfig):
         if self.classes:
             return self
         if self.labels == "folder":
-            folders = (folder_of_cut(index.cut(row, with_audio=False)) for row in range(len(index)))
+            folders = {folder_of_cut(index.cut(row, with_audio=False)) for row in range(len(index))}
+            if None in folders and index.shards is not None:
+                raise DataError(
+                    "`task.labels=folder` needs to know the folder that each recording lay in, but these shards do not say it; usually "
+                    "because they were not made by this isogloss; shard the corpus again with `isogloss corpus shard`"
+                )
             found = {folder for folder in folders if folder is not None}
         else:
             tags = (index.language_names[number] for number in np.unique(index.languages).tolist() if number >= 0)
@@ -103,6 +108,7 @@ class Lid(Task):
     """Cross-entropy on one vector per utterance; utterances whose label is no class teach nothing."""
 
     config: Config
+    finds_language = True
 
     def __init__(self, config: Config, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -133,7 +139,7 @@ class Lid(Task):
         )
 
     def forward(self, encoder: Encoder, batch: SpeechBatch) -> LossTerms:
-        """Return the summed cross-entropy and the number"""
+        """Return the summed cross-entropy and the number of utterances whose label is a class."""
         place = {name: number for number, name in enumerate(self.classes)}
         labels = [place.get(str(label)) for label in self.labels(batch)]
         kept = [row for row, label in enumerate(labels) if label is not None]

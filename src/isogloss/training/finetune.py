@@ -44,10 +44,6 @@ class FinetuneRecipe(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
 
-    def warnings(self) -> list[str]:
-        """Return what is allowed and usually unwise."""
-        return []
-
 
 def load_finetune(task: str, overrides: Sequence[str] = ()) -> FinetuneRecipe:
     """Read the recipe of a task by its file or name (`asr` is `recipes/tasks/asr.toml`) and apply overrides.
@@ -103,6 +99,11 @@ def build_finetune_job(recipe: FinetuneRecipe, *, allow_data_change: bool = Fals
         return Learner(encoder, build_task(recipe.task, encoder))
 
     learner = build()
+    if recipe.edits is not None and isinstance(learner.objective, Task) and learner.objective.finds_language:
+        raise ConfigError(
+            f"task `{completed.name}` must find the language, but {recipe.start.model} has {recipe.edits.kind} that are chosen by it, "
+            "which would give the answer away; start from a dense model (`adapt --recipe adapt/dense`)"
+        )
     report = _take_weights(learner, recipe.start)
     encoder = learner.encoder
     loader = SpeechLoader(
