@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from isogloss.cli.main import main
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.lengths import ConvGeometry
 from isogloss.data.audio import read_audio
@@ -81,6 +82,28 @@ def test_labels_are_the_nearest_clusters_of_the_features(corpus: Path, tmp_path:
     assert not (tmp_path / "units.work").exists()
     with pytest.raises(DataError, match="holds something else"):
         label_corpus(LabelConfig(num_units=6), corpus, corpus)
+
+
+def test_another_corpus_is_labelled_with_the_same_clusters(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label_corpus(LabelConfig(num_units=6, normalize=True), corpus, tmp_path / "units")
+    other = speech_corpus(tmp_path / "other", [10_000, 14_000, 9_000])
+    with pytest.raises(SystemExit) as left:
+        main(["label", "--data", str(other), "--clusters", str(tmp_path / "units"), "--out", str(tmp_path / "same")])
+    assert not left.value.code, capsys.readouterr().err
+    table = UnitTable(tmp_path / "same")
+    first, second = (read_clusters(tmp_path / name / CLUSTERS)[0] for name in ("units", "same"))
+    assert torch.equal(first.centroids_CD, second.centroids_CD)
+    cut = CorpusIndex.open(other).cut(1)
+    (values_SD,) = SpectralFeatures("mfcc", normalize=True)([torch.from_numpy(read_audio(cut))])
+    assert torch.equal(table.labels(cut.id), first.assign(values_SD))
+    config = LabelConfig(num_units=6, normalize=False, clusters=str(tmp_path / "units"))
+    with pytest.raises(DataError, match=r"of other features: `normalize` \(was True, is False\)"):
+        label_corpus(config, other, tmp_path / "no")
+    config = LabelConfig(num_units=7, normalize=True, clusters=str(tmp_path / "units"))
+    with pytest.raises(DataError, match="must be 6, the number of clusters"):
+        label_corpus(config, other, tmp_path / "no")
 
 
 def test_a_stopped_run_goes_on_and_makes_the_same_table(

@@ -32,6 +32,12 @@ def label(
     model: Annotated[Path | None, typer.Option("--from", help="the model whose layer is clustered")] = None,
     layer: Annotated[int | None, typer.Option(help="0 is the input of the first block, -1 the last output")] = None,
     num_units: Annotated[int | None, typer.Option(help="clusters", min=2)] = None,
+    clusters: Annotated[
+        Path | None,
+        typer.Option(
+            help="a table of units, or a model trained on one: its clusters, of the same features; none are fitted"
+        ),
+    ] = None,
     fit_share: Annotated[float | None, typer.Option(help="share of the utterances that k-means sees")] = None,
     iteration: Annotated[int, typer.Option(help="which of the recipe's iterations", min=1)] = 1,
     overrides: Annotated[
@@ -74,6 +80,8 @@ def label(
         raise ConfigError("there is no corpus: give one with `--data DIR`")
     if model is not None:
         tree |= {"model": str(model), "features": "model"}
+    if clusters is not None:
+        tree |= _of_clusters(clusters)
     given = {"features": features and features.value, "layer": layer, "num_units": num_units, "fit_share": fit_share}
     tree |= {key: value for key, value in given.items() if value is not None}
     config = parse(LabelConfig, tree, recipe or "isogloss label")
@@ -100,3 +108,13 @@ def label(
             f"{quality.phone_purity.value:.3f}, cluster purity {quality.cluster_purity.value:.3f}, on {quality.num_frames:,} frames of "
             f"{quality.num_phones} phones"
         )
+
+
+def _of_clusters(place: Path) -> dict[str, Any]:
+    """Return the settings that clusters were made with: their features and their number."""
+    from isogloss.data.units import CLUSTERS
+    from isogloss.labelling.label import read_clusters
+
+    found, convention = read_clusters(place / CLUSTERS)
+    own = {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
+    return {**own, "num_units": len(found.centroids_CD), "clusters": str(place)}

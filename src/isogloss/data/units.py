@@ -60,6 +60,44 @@ class UnitTable:
 
         `convention` (JSON) says what was labelled; the file `clusters` is copied beside the labels.
         """
+        center = geometry.first_sample + geometry.receptive_field / 2
+        return cls._write(folder, labels, geometry.hop, center, num_units, convention, clusters)
+
+    @classmethod
+    def join(cls, folder: Path | str, utterances: Iterable[tuple[str, UnitTable, str]]) -> Self:
+        """Write the labels of (new id, table, id in that table) to a new folder; tables of other rates or counts are a `DataError`.
+
+        What is known about the units is that of the first table.
+        """
+        utterances = list(utterances)
+        tables = {id(table): table for _, table, _ in utterances}
+        if len(rates := {(t.hop, t.first_center, t.num_units) for t in tables.values()}) != 1:
+            raise DataError(
+                f"tables of units must agree in hop, first centre and number of units to be joined, but have {sorted(rates)}; label again"
+            )
+        first = next(iter(tables.values()))
+        clusters = first.folder / CLUSTERS
+        return cls._write(
+            folder,
+            ((new, table.labels(old).numpy().astype("<i4")) for new, table, old in utterances),
+            first.hop,
+            first.first_center,
+            first.num_units,
+            first.header.get("convention"),
+            clusters if clusters.is_file() else None,
+        )
+
+    @classmethod
+    def _write(
+        cls,
+        folder: Path | str,
+        labels: Iterable[tuple[str, Sequence[int] | NDArray[np.int32]]],
+        hop: int,
+        first_center: float,
+        num_units: int,
+        convention: Mapping[str, Any] | None,
+        clusters: Path | None,
+    ) -> Self:
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -86,8 +124,8 @@ class UnitTable:
             if clusters is not None:
                 shutil.copyfile(clusters, staging / CLUSTERS)
             header = {
-                "hop": geometry.hop,
-                "first_center": geometry.first_sample + geometry.receptive_field / 2,
+                "hop": hop,
+                "first_center": first_center,
                 "num_units": num_units,
                 "num_utterances": len(ids),
                 "num_labels": ends[-1],

@@ -61,7 +61,8 @@ def label_corpus(
     index = CorpusIndex.open(data)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     features = build_features(config, device)
-    convention = _convention(config, features, index)
+    given = None if config.clusters is None else _given_clusters(config, features)
+    convention = _convention(config, features, index, given)
     if (folder / "units.json").is_file():
         table = UnitTable(folder)
         _check_same(folder, table.header.get("convention", {}), convention)
@@ -70,6 +71,8 @@ def label_corpus(
         raise DataError(f"{folder}: holds something else than a table of units; choose a folder that is not there yet")
     work = folder.with_name(folder.name + ".work")
     on_main(lambda: _begin(work, convention))
+    if given is not None:
+        on_main(lambda: _save_clusters(work / CLUSTERS, given, convention))
     clusters = _clusters(config, features, index, work, convention, device, progress)
     _label(config, features, index, clusters, work, progress)
     dist.any_rank(False, device)  # all pieces are there
@@ -88,15 +91,33 @@ def read_clusters(path: Path | str) -> tuple[Clusters, dict[str, Any]]:
     return Clusters(centroids_CD, header["inertia"], header["passes"], header["rows_assigned"]), header["convention"]
 
 
-def _convention(config: LabelConfig, features: Features, index: CorpusIndex) -> dict[str, Any]:
+def _given_clusters(config: LabelConfig, features: Features) -> Clusters:
+    """Return the clusters that the configuration names; those of other features or of another number are a `DataError`."""
+    place = Path(str(config.clusters))
+    clusters, theirs = read_clusters(place / CLUSTERS if place.is_dir() else place)
+    differing = [key for key, value in features.convention.items() if theirs.get(key) != value]
+    if differing:
+        told = ", ".join(f"`{key}` (was {theirs.get(key)!r}, is {features.convention[key]!r})" for key in differing[:4])
+        raise DataError(f"the clusters of {place} are of other features: {told}; label with the same ones")
+    if len(clusters.centroids_CD) != config.num_units:
+        raise DataError(
+            f"`num_units` must be {len(clusters.centroids_CD)}, the number of clusters of {place}, but is {config.num_units}"
+        )
+    return clusters
+
+
+def _convention(config: LabelConfig, features: Features, index: CorpusIndex, given: Clusters | None) -> dict[str, Any]:
+    if given is not None:
+        digest = hashlib.sha256(given.centroids_CD.contiguous().numpy().tobytes()).hexdigest()
+        own: dict[str, Any] = {"clusters_sha256": digest}
+    else:
+        own = {"fit_share": config.fit_share, "seed": config.seed, "restarts": config.restarts}
     return {
         **features.convention,
         "hop": features.geometry.hop,
         "sample_rate": SAMPLE_RATE,
         "num_units": config.num_units,
-        "fit_share": config.fit_share,
-        "seed": config.seed,
-        "restarts": config.restarts,
+        **own,
         "corpus": index.manifest,
     }
 

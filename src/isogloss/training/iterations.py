@@ -37,6 +37,9 @@ class LabelConfig(Config):
         residual; 0 is the input of the first block, −1 the last. In an iteration, the model of the one before.
     normalize
         Bring every dimension to zero mean and unit variance over each utterance first.
+    clusters
+        A table of units, or a model that was trained on one, whose clusters are used as they are: a head that predicts them keeps
+        its meaning on another corpus. None are fitted then.
     num_units, seed, restarts
         Of k-means; of several seedings the best goes on.
     fit_share
@@ -46,6 +49,7 @@ class LabelConfig(Config):
     """
 
     num_units: Annotated[int, Field(ge=2)]
+    clusters: str | None = None
     features: Literal["mfcc", "mel", "model"] = "mfcc"
     model: str | None = None
     layer: int | None = None
