@@ -180,3 +180,7 @@ def test_encoders_that_cannot_learn_it_are_refused() -> None:
         pair("vq_wav2vec", quantizer="kmeans", diversity_weight=0.1)
     with pytest.raises(ConfigError, match="gumbel_temperature_end"):
         pair("vq_wav2vec", gumbel_temperature_end=3.0)
+    with pytest.raises(ConfigError, match="commitment` has no effect with"):
+        pair("vq_wav2vec", commitment=0.5)
+    with pytest.raises(ConfigError, match="gumbel_temperature_end` has no effect with"):
+        pair("vq_wav2vec", quantizer="kmeans", gumbel_temperature_end=1.0)

@@ -155,6 +155,8 @@ def test_noises_come_from_a_folder(tmp_path: Any) -> None:
 
     with pytest.raises(ConfigError, match="noise_dir must name a folder"):
         build(name="wavlm", noise_probability=0.5)
+    with pytest.raises(ConfigError, match="noise_snr has no effect"):
+        build(name="wavlm", noise_snr=[0.0, 5.0])
     with pytest.raises(ConfigError, match="noise_probability must be above 0"):
         build(name="wavlm", noise_dir=str(tmp_path))
     tree = {"name": "wavlm", "mixing_probability": 1.0, "noise_probability": 1.0, "noise_dir": str(tmp_path)}

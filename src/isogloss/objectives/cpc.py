@@ -68,9 +68,7 @@ class Config(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        # Compared with the defaults, not with what was set: a resolved configuration, written out, sets everything.
-        own = ("num_heads", "ffn_width", "reach", "dropout")
-        if self.predictor == "linear" and any(getattr(self, n) != type(self).model_fields[n].default for n in own):
+        if self.predictor == "linear" and self.changed("num_heads", "ffn_width", "reach", "dropout"):
             raise ValueError(
                 'num_heads, ffn_width, reach and dropout belong to predictor = "transformer", not to "linear"'
             )

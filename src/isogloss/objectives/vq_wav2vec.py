@@ -74,6 +74,14 @@ class VqWav2Vec(WithTemperature):
             raise ConfigError(
                 '`objective.diversity_weight` must be 0 with `encoder.quantizer` "kmeans", whose codes have no probabilities'
             )
+        others = {
+            "gumbel": config.changed("kmeans_weight", "commitment"),
+            "kmeans": config.changed("gumbel_temperature_end", "temperature_decay_fraction"),
+        }
+        if unused := others[encoder.config.quantizer]:
+            raise ConfigError(
+                f'`objective.{unused[0]}` has no effect with `encoder.quantizer` "{encoder.config.quantizer}"; leave it out'
+            )
         self.config = config
         self.additive = config.diversity_weight == 0.0
         self.predictor = FuturePredictor(

@@ -16,10 +16,10 @@ The codes of the last term carry no gradient. Without the contrastive term nothi
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, final
+from typing import Annotated, Literal, Self, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
@@ -68,6 +68,12 @@ class Config(GumbelConfig):
     temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     contrastive_weight: Weight = 1.0
     prediction_weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _fills(self) -> Self:
+        if self.fill == "learned" and self.changed("noise_std"):
+            raise ValueError('noise_std belongs to fill = "noise", not to "learned"')
+        return self
 
 
 @final

@@ -53,6 +53,8 @@ class Config(MaskedUnitsConfig):
             raise ValueError(
                 "noise_probability must be above 0 where noise_dir names a folder of noises, but is 0; try 0.1"
             )
+        if self.noise_dir is None and self.changed("noise_snr"):
+            raise ValueError("noise_snr has no effect without noises; set noise_probability and noise_dir")
         for name in ("speech_snr", "noise_snr"):
             low, high = getattr(self, name)
             if low > high:
