@@ -103,11 +103,10 @@ CONTROLS = {
             "encoder": WAVE,
             "objective": {"name": "data2vec", "top_layers": 2, "decay_start": 0.99, "decay_end": 0.999},
             "data": {"seconds_per_update": 3.0, "micro_batch_seconds": 3.0, "max_seconds": 2.0},
-            "optim": {"lr": 1e-2},
-            "training": {"updates": 300},
+            "optim": {"lr": 5e-3},
         },
         {"objective": {"decay_start": 0.0, "decay_end": 0.0}},
-        ("fvu", "target_std", "prediction_std"),
+        ("target_rank", "fvu", "target_std", "prediction_std"),
     ),
 }
 

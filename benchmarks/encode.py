@@ -79,7 +79,10 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     if args.output:
-        command = f"python benchmarks/encode.py --pairs {args.pairs} --clips {args.clips} --threads {args.threads}"
+        command = (
+            f"python benchmarks/encode.py --pairs {args.pairs} --clips {args.clips} "
+            f"--long-recording {args.long_recording:g} --threads {args.threads}"
+        )
         args.output.write_text(
             "# Feature extraction: times as fast as Hugging Face\n\n"
             f"`{command}` on {machine()}, {args.threads} threads, other work on the machine. wav2vec 2.0 BASE sizes, fp32, "

@@ -7,11 +7,11 @@ is recognised (phones of an alignment, characters, ipa). A small Conformer learn
 
     untrained   the same architecture, never trained
     pretrained  the sources' encoder
-    sapt        `isogloss adapt --method continued` on the audio of the target's training part, without labels
+    sapt        the same objective continued on the audio of the target's training part, without labels
     source      the same adaptation with the audio of the sources: equally many updates, no target
 
 are fine-tuned by CTC (`isogloss finetune asr`) on the same labelled minutes. The learning rate of fine-tuning is chosen on the
-development part for every arm from the same list; that of adaptation by the objective's accuracy on held-out target audio, and
+development part for every arm from the same list; that of adaptation by the objective's accuracy on development audio, and
 `source` has the same one. Parts are the corpus' own (`split`), or: the voice with the least speech and some texts of the others for
 the test, other texts for development.
 Every run that is finished is kept in --out and not made again; `--report` prints what is there.
@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from lhotse import CutSet, MonoCut
 
-from isogloss.adapt.base import load_adapt
-from isogloss.adapt.run import adapt
+from isogloss.adapt.guard import refuse_test_audio
+from isogloss.adapt.heldout import heldout_batches, score
 from isogloss.core.rng import derive_seed
 from isogloss.data.inputs import open_corpus, write_corpus
 from isogloss.data.phones import aligned_phones
@@ -42,9 +42,11 @@ from isogloss.evaluation.tasks import load_task, run_task
 from isogloss.evaluation.untrained import untrained_like
 from isogloss.hub.load import load_model
 from isogloss.hub.save import save_model
+from isogloss.objectives.base import build_objective
 from isogloss.training.finetune import load_finetune
 from isogloss.training.loop import train
-from isogloss.training.recipe import find_recipe, load_recipe
+from isogloss.training.parallel import Learner
+from isogloss.training.recipe import find_recipe, load_recipe, merge_trees, parse_recipe, recipe_tree
 
 ARMS = ("untrained", "pretrained", "sapt", "source")
 PRETRAIN = (
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", required=True, metavar="NAME=DIR:UNIT")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pretrain-updates", type=int, default=3000)
-    parser.add_argument("--adapt-updates", type=int, default=500)
+    parser.add_argument("--adapt-updates", type=int, default=400)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10.0, 60.0], help="labelled; as much as there is")
     parser.add_argument("--finetune-updates", type=int, nargs="+", default=[400, 700], help="one for each of --minutes")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning: order of the audio, head, masks")
@@ -177,6 +179,8 @@ def parts(plan: Plan, target: Target) -> dict[str, Path]:
     cuts = sorted(open_corpus(target.path), key=lambda cut: derive_seed("low resource", cut.id))
     divided = given(cuts) or by_voice_and_text(cuts)
     divided = {name: divided[name] if name == "unlabelled" else told(divided[name], target) for name in divided}
+    for name in ("dev", "test"):
+        refuse_test_audio(divided["unlabelled"], divided[name], name)
     for name, minutes in sizes.items():
         divided[name] = first_minutes(told(divided["unlabelled"], target), minutes)
     for name, place in places.items():
@@ -253,34 +257,37 @@ def untrained(plan: Plan) -> Path:
 
 
 def adapted(plan: Plan, target: Target, audio: str, rate: float) -> Path:
-    """Return the pretrained encoder after continued training on target or source audio."""
-    corpora = parts(plan, target)
+    """Return the pretrained encoder after continued training on target or source audio.
+
+    As `isogloss adapt --method continued`, without its early stop, which would give the arms different numbers of updates.
+    """
     # The sources' audio is the same whatever the target is.
     name = f"sapt-{target.name}" if audio == "sapt" else "source"
     run = plan.out / "runs" / f"{name}-lr{rate:g}"
-    if not (run / "adapt.json").exists():
-        model, source = pretrained(plan), source_corpus(plan)
+    if not (run / "model").exists():
+        model = pretrained(plan)
+        corpus = parts(plan, target)["unlabelled"] if audio == "sapt" else source_corpus(plan)
         say(f"adapting: {name}, learning rate {rate:g}")
-        own = [
-            f"start.model={json.dumps(str(model))}",
-            f"data.path={json.dumps(str(corpora['unlabelled'] if audio == 'sapt' else source))}",
-            f"optim.lr={rate}",
-            f"training.updates={plan.adapt_updates}",
-            "training.seed=1",
-            "adapt.heldout_seconds=240",
-            "start.frozen=[]",
-            f"adapt.evaluate_every={evaluations(plan, corpora['unlabelled'] if audio == 'sapt' else source)}",
-            "adapt.patience=100",
-        ]
-        recipe = load_adapt(find_recipe("adapt/continued"), [*AUDIO, *own])
-        adapt(recipe, run, tests=[corpora["dev"], corpora["test"]], source=source if audio == "sapt" else None)
+        tree = recipe_tree(find_recipe("adapt/continued"), [*AUDIO, f"training.updates={plan.adapt_updates}"])
+        tree = {name: section for name, section in tree.items() if name not in ("method", "adapt")}
+        tree = merge_trees(tree, {"start": {"model": str(model), "frozen": []}, "data": {"path": str(corpus)}})
+        train(parse_recipe(merge_trees(tree, {"optim": {"lr": rate}, "training": {"seed": 1}}), "sapt"), run)
     return run / "model"
 
 
-def evaluations(plan: Plan, corpus: Path) -> float:
-    """Return the passes between two measurements: five in a run."""
-    seconds = sum(float(cut.duration) for cut in open_corpus(corpus))
-    return plan.adapt_updates * 12.0 / seconds / 5
+def masked_accuracy(plan: Plan, model: Path, corpus: Path) -> float:
+    """Return the objective's accuracy on two minutes of a corpus."""
+    file = model.parent / f"masked-{corpus.parent.name}-{corpus.name}.json"
+    if not file.exists():
+        loaded = load_model(model)
+        assert loaded.objective_tree is not None
+        objective = build_objective(loaded.objective_tree, loaded.encoder)
+        objective.take_heads(loaded.head_tensors)
+        learner = Learner(loaded.encoder, objective)
+        recipe = load_recipe("pretrain/best_rq-small", [f"data.path={json.dumps(str(corpus))}", *PRETRAIN, *AUDIO])
+        means = score(learner, heldout_batches(recipe, corpus, learner, max_seconds=120.0)).means()
+        file.write_text(json.dumps(means["accuracy"]))
+    return float(json.loads(file.read_text()))
 
 
 def start(plan: Plan, target: Target, arm: str, rate: float | None = None) -> Path:
@@ -293,11 +300,9 @@ def start(plan: Plan, target: Target, arm: str, rate: float | None = None) -> Pa
 
 
 def best_adapt_rate(plan: Plan, target: Target) -> float:
-    """Return the rate of adaptation after which the objective does best on held-out audio of the target: no label is used."""
-    figures = {}
-    for rate in plan.adapt_rates:
-        run = adapted(plan, target, "sapt", rate).parent
-        figures[rate] = float(json.loads((run / "adapt.json").read_text())["held_out_best"])
+    """Return the rate of adaptation after which the objective does best on the target's development audio: no label is used."""
+    dev = parts(plan, target)["dev"]
+    figures = {rate: masked_accuracy(plan, adapted(plan, target, "sapt", rate), dev) for rate in plan.adapt_rates}
     return max(figures, key=lambda rate: figures[rate])
 
 
@@ -417,7 +422,7 @@ def runs_of_arm(plan: Plan, target: Target, arm: str, size: int) -> tuple[float,
     rates = plan.adapt_rates
     choices = models.get(arm, [])
     if arm in ("sapt", "source"):
-        if not all((plan.out / "runs" / f"sapt-{target.name}-lr{rate:g}" / "adapt.json").exists() for rate in rates):
+        if not all((plan.out / "runs" / f"sapt-{target.name}-lr{rate:g}" / "model").exists() for rate in rates):
             return None
         choices = [plan.out / "runs" / f"{name}-lr{best_adapt_rate(plan, target):g}" / "model"]
     errors = {

@@ -50,6 +50,7 @@ from isogloss.training.recipe import find_recipe, load_recipe, merge_trees, pars
 LANGUAGES = ("fr", "es", "ru", "it", "ca", "da")
 CHANNEL_LANGUAGES = ("en", "el", "ro", "bg", "be")
 SHOTS = (1, 5, 10, 25, 50)
+VIEWS = ("layer chosen", "last layer")
 DRAWS = 5
 # Weights of the area under accuracy over log shots, by trapezoids, divided by the range: a mean accuracy.
 _STEPS = np.diff(np.log(SHOTS)) / np.log(SHOTS[-1] / SHOTS[0])
@@ -133,29 +134,35 @@ def main() -> None:
     rates |= dict.fromkeys(("sapt", "again", "channel"), max(figures, key=lambda rate: figures[rate]))
     rates["still"] = 1e-7
     results: dict[str, Any] = {"rates": rates, "development": {f"{k:g}": v for k, v in figures.items()}, "masked": {}}
-    hits: dict[str, np.ndarray] = {}  # arm → shots × utterances: share of draws and seeds that were right
-    chosen: dict[str, tuple[int, float]] = {}
-    for arm in ARMS:
-        # Draws of shots are the same for every seed: where nothing is trained, or next to nothing, one model stands for all.
-        models = (
-            [pretrained(plan, corpora)]
-            if arm == "none"
-            else [adapted(arm, rates[arm], seed, plan, corpora) for seed in (SEEDS if arm != "still" else SEEDS[:1])]
-        )
-        chosen[arm] = best_probe(models, task_dev, out)
-        rows = [few_shot(model, task_test, chosen[arm], out) for model in models]
-        hits[arm] = np.mean([row.mean(1) for row in rows], axis=0)
-        by_draw = np.array([[[macro(h, task_test.test_languages) for h in shot] for shot in row] for row in rows])
-        results[arm] = {
-            "layer, weight decay": chosen[arm],
-            "accuracy": by_draw.mean((0, 2)).tolist(),
-            "sd over draws": by_draw.std(2).mean(0).tolist(),
-            "sd over seeds": by_draw.mean(2).std(0).tolist(),
-            "area": float(AREA @ by_draw.mean((0, 2))),
-        }
-        results["masked"][arm] = [masked_accuracy(model, corpora) for model in models]
-        say(f"{arm}: {results[arm]}")
-    results["comparisons"] = compare(hits, task_test)
+    # Draws of shots are the same for every seed: where nothing is trained, or next to nothing, one model stands for all.
+    seeds = {arm: SEEDS[:1] if arm in ("none", "still") else SEEDS for arm in ARMS}
+    models = {
+        arm: [
+            pretrained(plan, corpora) if arm == "none" else adapted(arm, rates[arm], seed, plan, corpora)
+            for seed in seeds[arm]
+        ]
+        for arm in ARMS
+    }
+    for arm, own in models.items():
+        results["masked"][arm] = [masked_accuracy(model, corpora) for model in own]
+    # The lowest layer, which adaptation hardly changes, may well be chosen: the last one shows what became of the encoder.
+    for view in VIEWS:
+        results[view] = {}
+        hits: dict[str, np.ndarray] = {}  # arm → shots × utterances: share of draws and seeds that were right
+        for arm, own in models.items():
+            probe = best_probe(own, task_dev, out, is_last=view == "last layer")
+            rows = [few_shot(model, task_test, probe, out) for model in own]
+            hits[arm] = np.mean([row.mean(1) for row in rows], axis=0)
+            by_draw = np.array([[[macro(h, task_test.test_languages) for h in shot] for shot in row] for row in rows])
+            results[view][arm] = {
+                "layer, weight decay": probe,
+                "accuracy": by_draw.mean((0, 2)).tolist(),
+                "sd over draws": by_draw.std(2).mean(0).tolist(),
+                "sd over seeds": by_draw.mean(2).std(0).tolist(),
+                "area": float(AREA @ by_draw.mean((0, 2))),
+            }
+            say(f"{view}, {arm}: {results[view][arm]}")
+        results[view]["comparisons"] = compare(hits, task_test)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = markdown(results, corpora, task_test)
     (out / "results.md").write_text(text)
@@ -320,9 +327,9 @@ def few_shot(model: Path, task: Task, probe: tuple[int, float], out: Path) -> np
     return result
 
 
-def best_probe(models: Sequence[Path], task: Task, out: Path) -> tuple[int, float]:
-    """Return the layer and weight decay with the best accuracy on the development task, over all seeds of an arm."""
-    layers = sorted(pooled(models[0], task, out).values)
+def best_probe(models: Sequence[Path], task: Task, out: Path, *, is_last: bool = False) -> tuple[int, float]:
+    """Return the layer (or the last) and weight decay with the best accuracy on the development task, over the seeds of an arm."""
+    layers = sorted(pooled(models[0], task, out).values)[-1 if is_last else 0 :]
     grid = [(layer, decay) for layer in layers for decay in WEIGHT_DECAYS]
     return max(grid, key=lambda probe: np.mean([task_accuracy(model, task, probe, out) for model in models]))
 
@@ -413,29 +420,34 @@ def macro(hits_B: np.ndarray, languages: Sequence[str]) -> float:
 def markdown(results: Mapping[str, Any], corpora: Mapping[str, Path], task: Task) -> str:
     """Return the tables."""
     head = [*(f"{n} shots" for n in SHOTS), "area"]
-    lines = ["| arm | learning rate | " + " | ".join(head) + " | objective's accuracy, target | source |"]
-    lines.append("|---" * (len(head) + 4) + "|")
+    lines = []
+    for view in VIEWS:
+        arms = results[view]
+        lines += ["", f"macro-accuracy, %; {view}", "", f"| arm | rate | layer | {' | '.join(head)} |"]
+        lines.append("|---" * (len(head) + 3) + "|")
+        for arm in ARMS:
+            own = arms[arm]
+            cells = [
+                f"{100 * a:.1f} (draws {100 * d:.1f}, seeds {100 * s:.1f})"
+                for a, d, s in zip(own["accuracy"], own["sd over draws"], own["sd over seeds"], strict=True)
+            ]
+            rate = f"{results['rates'][arm]:g}" if arm in results["rates"] else ""
+            layer = own["layer, weight decay"][0]
+            lines.append(f"| {arm} | {rate} | {layer} | {' | '.join(cells)} | {100 * own['area']:.1f} |")
+        for name in ("difference", "relative gain", "relative error reduction"):
+            lines += ["", f"{view}: {name} against none, % [95 % over utterances] [95 % over voices]", ""]
+            lines += [f"| arm | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+            for arm, rows in arms["comparisons"].items():
+                cells = []
+                for row in rows:
+                    v, low, high = (100 * x for x in row[name])
+                    _, wide_low, wide_high = (100 * x for x in row[f"{name}, voices"])
+                    cells.append(f"{v:+.1f} [{low:+.1f}, {high:+.1f}] [{wide_low:+.1f}, {wide_high:+.1f}]")
+                lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "| arm | objective's accuracy, target test | source |", "|---|---|---|"]
     for arm in ARMS:
-        own = results[arm]
-        cells = [
-            f"{100 * a:.1f} (draws {100 * d:.1f}, seeds {100 * s:.1f})"
-            for a, d, s in zip(own["accuracy"], own["sd over draws"], own["sd over seeds"], strict=True)
-        ]
         masked = [np.mean([one[name] for one in results["masked"][arm]]) for name in ("test", "source")]
-        rate = f"{results['rates'][arm]:g}" if arm in results["rates"] else ""
-        lines.append(
-            f"| {arm} | {rate} | {' | '.join(cells)} | {100 * own['area']:.1f} | {masked[0]:.3f} | {masked[1]:.3f} |"
-        )
-    for name in ("difference", "relative gain", "relative error reduction"):
-        lines += ["", f"{name} against none, % [95 % over utterances] [95 % over voices]", ""]
-        lines += ["| arm | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-        for arm, rows in results["comparisons"].items():
-            cells = []
-            for row in rows:
-                v, low, high = (100 * x for x in row[name])
-                _, wide_low, wide_high = (100 * x for x in row[f"{name}, voices"])
-                cells.append(f"{v:+.1f} [{low:+.1f}, {high:+.1f}] [{wide_low:+.1f}, {wide_high:+.1f}]")
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {masked[0]:.3f} | {masked[1]:.3f} |")
     minutes = {name: sum(cut.duration for cut in open_corpus(place)) / 60 for name, place in corpora.items()}
     lines += ["", "minutes of audio: " + ", ".join(f"{name} {value:.0f}" for name, value in minutes.items())]
     lines += [f"test utterances: {len(task.test)}, of {len({c.supervisions[0].speaker for c in task.test})} voices"]
