@@ -72,6 +72,8 @@ def test_more_shots_and_better_features_give_more_and_no_test_speaker_is_trained
     chosen = few_shot(several, settings=SETTINGS)
     assert chosen.layer == 0
     assert {record.search_budget for record in few_shot_records(chosen, dataset="d")} == {2}
+    assert "chosen with all labels" in few_shot_records(chosen, dataset="d")[0].notes
+    assert "chosen" not in few_shot_records(weak, dataset="d")[0].notes
     same = few_shot(planted(0.7, seed=1), settings=SETTINGS)
     assert np.array_equal(same.counts_NPSIK, weak.counts_NPSIK)
 

@@ -79,13 +79,13 @@ def mask_chart(masks: Table, order: Sequence[str], metric: str) -> str:
 def lesion_charts(cut: Lesions, order: Sequence[str], metric: str) -> tuple[str, str]:
     """Draw by how much each language (column) errs more without the weights of one (row), and without as many at random.
 
-    Both have one scale.
+    Both have the scale of the first.
     """
     rises = [
         rise_of({name: {other: table[name][other] for other in order} for name in order}, cut.whole)
         for table in (cut.own, cut.random)
     ]
-    farthest = max(float(np.abs(rise).max()) for rise in rises)
+    farthest = float(np.abs(rises[0]).max())
     first, second = (
         _rise_chart(title, rise, order, metric, "without", farthest)
         for title, rise in zip(("Without a language's own", "Without as many at random"), rises, strict=True)
@@ -211,6 +211,8 @@ def _rise_chart(
     title: str, rise_MK: np.ndarray, order: Sequence[str], metric: str, y_label: str, farthest: float | None = None
 ) -> str:
     scale, unit = _scale(f"{metric}_rise", metric)
+    if scale * np.nanmax(np.abs(rise_MK), initial=0.0) < 0.1:
+        scale, unit = 1000 * scale, f"thousandths of {unit}"
     values = (scale * rise_MK).tolist()
     return heat_map(
         f"{title}, {unit}",
@@ -232,9 +234,9 @@ def _scale(name: str, metric: str) -> tuple[float, str]:
 
 
 def _digits(values: np.ndarray) -> int:
-    """Two digits of the largest value, at most four behind the point."""
+    """Two digits of the largest value, at most two behind the point: a cell holds no more."""
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    return min(max(1 - math.floor(math.log10(largest)), 0), 4) if largest > 0 else 0
+    return min(max(1 - math.floor(math.log10(largest)), 0), 2) if largest > 0 else 0
 
 
 def _interval(label: str, estimate: Estimate, scale: float, *, emphasis: bool = False) -> Interval:

@@ -20,7 +20,12 @@ def few_shot_records(
     notes: str = "",
 ) -> list[ResultRecord]:
     """Return the macro-accuracy at each number of shots, the area under the curve, and paired differences to other systems."""
-    short = f"; fewer training utterances than shots: {curve.fewest}" if curve.fewest else ""
+    tried = max(own.num_layers_tried for own in (curve, *others))
+    told = [notes] if notes else []
+    if tried > 1:
+        told.append("the layer was chosen with all labels of the training part, not with the shots alone")
+    if curve.fewest:
+        told.append(f"fewer training utterances than shots: {curve.fewest}")
 
     def record(estimate: Estimate, system: str, what: str, metric: str, meta: dict[str, Any]) -> ResultRecord:
         return ResultRecord.from_estimate(
@@ -32,8 +37,8 @@ def few_shot_records(
             higher_is_better=True,
             labels="gold",
             synthetic_speech=synthetic_speech,
-            search_budget=max(own.num_layers_tried for own in (curve, *others)),
-            notes=f"{notes}{short}",
+            search_budget=tried,
+            notes="; ".join(told),
             meta={"layer": curve.layer, **meta},
         )
 
