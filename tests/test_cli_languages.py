@@ -313,3 +313,21 @@ def test_predictions_are_checked(tmp_path: Path) -> None:
     path.write_text('{"id": 3}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:1"):
         read_predictions([path], "per")
+
+
+def test_charts_of_many_curves_and_of_crowded_points_can_be_read() -> None:
+    from isogloss.benchmark.charts import band_chart, scatter_chart
+    from isogloss.benchmark.heat_map import heat_map
+
+    points = [(1.0, 10.0, 5.0, 15.0), (10.0, 20.0, 15.0, 25.0)]
+    two, three = (
+        band_chart("t", "x", dict.fromkeys(names, points), log_x=True, reference=4.0) for names in ("ab", "abc")
+    )
+    assert "PolyCollection" in two  # bands
+    assert "PolyCollection" not in three  # bars: three bands hide each other
+    crowded = scatter_chart(
+        "t", "x", "y", [("one", 1.0, 5.0, 4.0, 6.0), ("two", 1.0, 5.1, 4.0, 6.0), ("far", 100.0, 0.0, -1.0, 1.0)]
+    )
+    assert [name for name in ("one", "two", "far") if re.search(rf"text-anchor: end[^>]*>{name}<", crowded)] == ["two"]
+    negative = heat_map("t", ["a"], ["b"], [[-0.001]], digits=2)
+    assert ">0.00<" in negative  # not −0.00

@@ -19,7 +19,7 @@ from isogloss.evaluation.fewshot import (
     few_shot,
     nested_draw,
 )
-from isogloss.evaluation.fewshot_records import few_shot_records
+from isogloss.evaluation.fewshot_records import few_shot_records, few_shot_table
 from isogloss.evaluation.lid import Pooled
 from isogloss.evaluation.tables import read_results
 
@@ -105,6 +105,12 @@ def test_area_and_equivalents_have_closed_forms() -> None:
     assert gain.meta["relative_gain"] == pytest.approx(0.4)
     assert gain.meta["relative_error_reduction"] == pytest.approx(0.4)
     assert records[-1].value == pytest.approx(0.2)
+    header, rows = few_shot_table([ours, theirs])
+    assert header[1:4] == ["1", "10", "100"]
+    assert [row[0] for row in rows] == ["ours", "theirs", "ours − theirs", "shots of theirs for as much"]
+    assert rows[2][1].startswith("20.0")
+    assert rows[3][1:4] == ["10.0", "100.0", "above 100"]
+    assert few_shot_table([theirs, ours])[1][3][1] == "below 1"
 
 
 def test_curves_of_other_shots_are_not_compared_and_one_speaker_is_no_test() -> None:
@@ -129,6 +135,8 @@ def test_the_command_measures_draws_and_refuses(tmp_path: Path, capsys: pytest.C
     common = ["probe", "lid", "--data", str(corpus), "--against", "mfcc,mel"]
     few = ["--shots", "1,4", "--draws", "2", "--heads", "1", "--out", str(results), "--plot", str(plot)]
     assert run(*common, *few) == 0
+    shown = capsys.readouterr().out
+    assert "shots of mel for as much" in shown
     tasks = {(record.system, record.task) for record in read_results(results)}
     assert ("mfcc − mel", "languages, speakers held out, area over log shots") in tasks
     assert ("mel", "languages, speakers held out, 4 shots") in tasks

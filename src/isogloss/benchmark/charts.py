@@ -87,15 +87,32 @@ def line_chart(
 
 
 def band_chart(
-    title: str, x_label: str, series: Mapping[str, Sequence[tuple[float, float, float, float]]], *, log_x: bool = False
+    title: str,
+    x_label: str,
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    log_x: bool = False,
+    reference: float | None = None,
 ) -> str:
-    """Draw curves with intervals: name → (x, value, low, high) at each point."""
+    """Draw curves with intervals: name → (x, value, low, high) at each point; `reference` is a dashed line, for instance chance.
+
+    Two curves have bands; more of them would hide each other, and have bars side by side.
+    """
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(2.5)
-        for color, (name, points) in zip(_SERIES, series.items(), strict=False):
+        figure, axes = _axes(2.5 + 0.2 * math.ceil(len(series) / 3))
+        for number, (color, (name, points)) in enumerate(zip(_SERIES, series.items(), strict=False)):
             x, y, low, high = zip(*points, strict=True)
-            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-            axes.plot(x, y, color=color, label=name, marker="o", markersize=3.5)
+            if len(series) > 2:
+                shift = number - (len(series) - 1) / 2
+                x = tuple(value * 1.05**shift if log_x else value + 0.04 * shift for value in x)
+                axes.vlines(x, low, high, color=color, linewidth=1.4, alpha=0.45)
+            else:
+                axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(
+                x, y, color=color, label=name, marker="o", markersize=3.5, linewidth=1.2 if len(series) > 2 else 1.6
+            )
+        if reference is not None:
+            axes.axhline(reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
         if log_x:
             ticks = sorted({point[0] for points in series.values() for point in points})
             axes.set_xscale("log")
@@ -103,7 +120,7 @@ def band_chart(
             axes.minorticks_off()
         figure.suptitle(title, **_TITLE)
         axes.set_xlabel(x_label)
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside lower left", ncols=3, fontsize=8, handlelength=1.2, columnspacing=1.2)
         return _svg(figure, title)
 
 

@@ -176,8 +176,7 @@ def lid(
             pooled.append(pool(source, cuts))
     if numbers is not None:
         unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
-        few = _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot)
-        _finish(few, out, "")
+        _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot, out)
         return
     rows: list[ResultRecord] = []
     notes = []
@@ -216,10 +215,16 @@ def _few_shot(
     dataset: str,
     synthetic: bool,
     plot: Path | None,
-) -> list[ResultRecord]:
+    out: Path | None,
+) -> None:
     """Measure the curves of all systems, compare the first with the others, and draw them."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     from isogloss.evaluation.fewshot import FewShotSettings, few_shot
-    from isogloss.evaluation.fewshot_records import few_shot_records
+    from isogloss.evaluation.fewshot_records import few_shot_records, few_shot_table
+    from isogloss.evaluation.tables import footnotes, write_results
 
     settings = FewShotSettings(shots=shots, draws=draws, seeds=heads)
     curves = []
@@ -236,12 +241,33 @@ def _few_shot(
             ]
             for curve in curves
         }
-        chart = band_chart("Languages told, %", "labelled utterances per language", points, log_x=True)
+        chance = 100 / (curves[0].counts_NPSIK.shape[-1] / 2)  # hits and references of each language that was trained
+        chart = band_chart(
+            "Languages told, %", "labelled utterances per language", points, log_x=True, reference=chance
+        )
         plot.write_text(standalone(chart), encoding="utf-8")
     rows = few_shot_records(curves[0], curves[1:], dataset=dataset, synthetic_speech=synthetic)
     for curve in curves[1:]:
         rows += few_shot_records(curve, dataset=dataset, synthetic_speech=synthetic)
-    return rows
+    if out is not None:
+        write_results(out, rows, append=True)
+    header, cells = few_shot_table(curves)
+    table = Table(title=f"{dataset}: labelled utterances per language, {held_out}s held out")
+    for index, head in enumerate(header):
+        table.add_column(head, justify="left" if index == 0 else "right")
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)
+    first, layers = rows[0], ", ".join(str(curve.layer) for curve in curves)
+    console.print(
+        f"95 % intervals: {draws} draws, {heads} initial weights, {first.num_units} {first.unit}s resampled; layers {layers}",
+        highlight=False,
+        markup=False,
+    )
+    for line in (*footnotes([first]), first.notes, "" if out is None else f"results: {out}"):
+        if line:
+            console.print(line, highlight=False, markup=False)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -337,14 +363,14 @@ def _sources(
 
     encoder = None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if model is not None:
-        encoder = load_encoder(model).to(device)
-        with progress_bar(f"encoding with {_name(model)}") as progress:
-            yield extract_features(encoder, cuts, layers=layers, cache_dir=cache, name=_name(model), progress=progress)
-    if versus is not None:
-        rival = load_encoder(versus).to(device)
-        with progress_bar(f"encoding with {_name(versus)}") as progress:
-            yield extract_features(rival, cuts, layers=layers, cache_dir=cache, name=_name(versus), progress=progress)
+    paths = [path for path in (model, versus) if path is not None]
+    short = [_name(path) for path in paths]
+    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    for name, path in zip(names, paths, strict=True):
+        loaded = load_encoder(path).to(device)
+        encoder = encoder or loaded
+        with progress_bar(f"encoding with {name}") as progress:
+            yield extract_features(loaded, cuts, layers=layers, cache_dir=cache, name=name, progress=progress)
     for name in _rivals(model, against):
         if name == "untrained" and encoder is not None:
             other = untrained_like(encoder, seed).to(device)

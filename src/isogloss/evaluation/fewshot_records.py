@@ -43,7 +43,7 @@ def few_shot_records(
         )
 
     records = [
-        record(curve.accuracy(i), curve.source, f"{n} shots", "accuracy_macro", {"shots": n})
+        record(curve.accuracy(i), curve.source, _shots(n), "accuracy_macro", {"shots": n})
         for i, n in enumerate(curve.shots)
     ]
     records.append(record(curve.area(), curve.source, "area over log shots", "accuracy_macro", {}))
@@ -59,12 +59,43 @@ def few_shot_records(
                 "relative_error_reduction": (ours - theirs) / (1 - theirs) if theirs < 1 else None,
             }
             records.append(
-                record(accuracy_difference(curve, other, i), pair, f"{n} shots", "accuracy_macro_difference", meta)
+                record(accuracy_difference(curve, other, i), pair, _shots(n), "accuracy_macro_difference", meta)
             )
         records.append(
             record(area_difference(curve, other), pair, "area over log shots", "accuracy_macro_difference", {})
         )
     return records
+
+
+def few_shot_table(curves: Sequence[FewShotCurve]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows for people: each system's accuracy, then the first one's differences to the others, and what it is worth.
+
+    The last rows tell how many shots the other system needs for what the first one has with the number in the column.
+    """
+    first, others = curves[0], curves[1:]
+    header = ["macro-accuracy, %", *(str(n) for n in first.shots), "area over log shots"]
+    numbers = range(len(first.shots))
+    rows = [
+        [own.source, *(own.accuracy(i).format(scale=100.0) for i in numbers), own.area().format(scale=100.0)]
+        for own in curves
+    ]
+    for other in others:
+        cells = [accuracy_difference(first, other, i).format(scale=100.0) for i in numbers]
+        rows.append([f"{first.source} − {other.source}", *cells, area_difference(first, other).format(scale=100.0)])
+    for other in others:
+        worth = [equivalent_shots(first, other, i) for i in numbers]
+        rows.append([f"shots of {other.source} for as much", *(_worth(n, other.shots) for n in worth), ""])
+    return header, rows
+
+
+def _worth(shots: float, measured: Sequence[int]) -> str:
+    if not shots:
+        return f"below {measured[0]}"
+    return f"{shots:.1f}" if math.isfinite(shots) else f"above {measured[-1]}"
+
+
+def _shots(number: int) -> str:
+    return f"{number} shot{'' if number == 1 else 's'}"
 
 
 def _finite(value: float) -> float | str:
