@@ -32,7 +32,8 @@ def hash_encoder(encoder: Encoder) -> str:
     digest.update(f"{type(encoder).__name__} {encoder.config.model_dump_json()}".encode())
     for key, value in sorted(encoder.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # A dimension of one may have any stride, and does in the first convolution of checkpoints from elsewhere.
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
