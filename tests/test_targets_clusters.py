@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+import isogloss.targets.clusters as clusters_module
 from isogloss.core import dist
 from isogloss.core.errors import DataError
 from isogloss.evaluation.units import kmeans
@@ -60,6 +61,22 @@ def test_the_seed_decides_everything() -> None:
     first, again, other = (fit_clusters([values_ND], 16, seed=seed, restarts=1) for seed in (5, 5, 6))
     assert torch.equal(first.centroids_CD, again.centroids_CD)
     assert not torch.equal(first.centroids_CD, other.centroids_CD)
+
+
+@pytest.mark.parametrize("has_half", [True, False])
+def test_half_precision_is_for_processors_that_have_it(has_half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isogloss.targets.clusters._is_fast_in_half", lambda device: has_half)
+    used = set()
+    nearest = clusters_module._nearest
+
+    def watched(values_RD: torch.Tensor, *centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        used.add(values_RD.dtype)
+        return nearest(values_RD, *centroids)
+
+    monkeypatch.setattr(clusters_module, "_nearest", watched)
+    values_ND = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    fit_clusters([values_ND], 6)
+    assert used == {torch.bfloat16 if has_half else torch.float32}
 
 
 @pytest.mark.parametrize("num_distinct", [1, 3])
