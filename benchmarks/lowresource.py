@@ -48,7 +48,7 @@ from isogloss.training.loop import train
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import find_recipe, load_recipe, merge_trees, parse_recipe, recipe_tree
 
-ARMS = ("untrained", "pretrained", "sapt", "source")
+ARMS = ("pretrained", "sapt", "source", "untrained")
 PRETRAIN = (
     "encoder.preset=conformer-tiny",
     "encoder.num_layers=4",
@@ -384,19 +384,19 @@ def table(plan: Plan, target: Target, size: int, minutes: float) -> list[str]:
     places = parts(plan, target)
     amounts = {name: sum(cut.duration for cut in open_corpus(place)) / 60 for name, place in places.items()}
     name = f"labelled-{minutes:g}"
-    reference = rows["pretrained"][1]
+    reference = rows["pretrained"][2]
     groups = test_groups(reference[0])
     lines = [
         "",
         f"{target.name}, {target.unit}, {amounts[name]:.1f} minutes labelled, {amounts['unlabelled']:.0f} unlabelled; "
         f"dev {amounts['dev']:.1f}, test {amounts['test']:.1f}; {plan.finetune_updates[size]} updates of 12 s",
         "",
-        "| arm | learning rate, seeds | dev | "
+        "| arm | objective's accuracy, development audio | learning rate, seeds | dev | "
         + " | ".join(f"test, {group}, minus pretrained" for group in groups)
         + " |",
-        "|---" * (3 + len(groups)) + "|",
+        "|---" * (4 + len(groups)) + "|",
     ]
-    for arm, (rate, runs) in rows.items():
+    for arm, (model, rate, runs) in rows.items():
         cells = []
         for keep in groups.values():
             estimate = over_seeds([np.asarray(run["test"]["counts"])[keep] for run in runs], texts_of(runs[0], keep))
@@ -411,30 +411,31 @@ def table(plan: Plan, target: Target, size: int, minutes: float) -> list[str]:
                 cell += f", {percent(both, sign=True)}"
             cells.append(cell)
         dev = 100 * float(np.mean([dev_error(run) for run in runs]))
-        lines.append(f"| {arm} | {rate:g}, {len(runs)} | {dev:.1f} | " + " | ".join(cells) + " |")
+        objective = "" if arm == "untrained" else f"{masked_accuracy(plan, model, places['dev']):.3f}"
+        lines.append(f"| {arm} | {objective} | {rate:g}, {len(runs)} | {dev:.1f} | " + " | ".join(cells) + " |")
     return lines
 
 
-def runs_of_arm(plan: Plan, target: Target, arm: str, size: int) -> tuple[float, list[dict[str, Any]]] | None:
-    """Return the chosen rate and the finished runs of an arm; None where a choice has not been made."""
-    models = {"untrained": [plan.out / "runs/untrained/model"], "pretrained": [plan.out / "runs/pretrain-s1/model"]}
-    name = f"sapt-{target.name}" if arm == "sapt" else "source"
-    rates = plan.adapt_rates
-    choices = models.get(arm, [])
-    if arm in ("sapt", "source"):
-        if not all((plan.out / "runs" / f"sapt-{target.name}-lr{rate:g}" / "model").exists() for rate in rates):
+def runs_of_arm(plan: Plan, target: Target, arm: str, size: int) -> tuple[Path, float, list[dict[str, Any]]] | None:
+    """Return the model, the chosen rate and the finished runs of an arm; None where a choice has not been made."""
+    runs = plan.out / "runs"
+    names = {"untrained": "untrained", "pretrained": "pretrain-s1"}
+    if arm not in names:
+        if not all((runs / f"sapt-{target.name}-lr{rate:g}" / "model").exists() for rate in plan.adapt_rates):
             return None
-        choices = [plan.out / "runs" / f"{name}-lr{best_adapt_rate(plan, target):g}" / "model"]
+        rate = best_adapt_rate(plan, target)
+        names[arm] = f"sapt-{target.name}-lr{rate:g}" if arm == "sapt" else f"source-lr{rate:g}"
+    model = runs / names[arm] / "model"
     errors = {
         rate: dev_error(json.loads(file.read_text()))
         for rate in plan.rates
-        if (file := run_of(plan, target, choices[0], size, rate, plan.seeds[0]) / "counts.json").exists()
+        if (file := run_of(plan, target, model, size, rate, plan.seeds[0]) / "counts.json").exists()
     }
     if len(errors) < len(plan.rates):
         return None
     rate = min(errors, key=lambda rate: errors[rate])
-    files = [run_of(plan, target, choices[0], size, rate, seed) / "counts.json" for seed in plan.seeds]
-    return rate, [json.loads(file.read_text()) for file in files if file.exists()]
+    files = [run_of(plan, target, model, size, rate, seed) / "counts.json" for seed in plan.seeds]
+    return model, rate, [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def test_groups(run: Mapping[str, Any]) -> dict[str, np.ndarray]:
