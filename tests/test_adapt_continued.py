@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from isogloss.objectives.base import build_objective
 OBJECTIVE = {"name": "wav2vec2", "num_codes": 8, "target_width": 16, "final_width": 16, "num_negatives": 5}
 
 
-def speech(folder: Path, num: int = 16, prefix: str = "") -> Path:
+def speech(folder: Path, num: int = 30, prefix: str = "") -> Path:
     """Write a corpus of two languages with three speakers each; recordings get a prefix and sound otherwise."""
     fakes.make_corpus(folder, num)
     cuts = []
@@ -131,7 +132,7 @@ def test_a_learning_rate_of_1e_7_changes_nothing_measurable(model: Path, target:
 
 def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, other: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    asked = recipe(model, target, optim={"lr": 2e-3}, training={"passes": 6})
+    asked = recipe(model, target, optim={"lr": 2e-3}, training={"passes": 8}, adapt={"patience": 9})
     result = adapt(asked, run, tests=[other], source=other)
     summary = json.loads((run / "adapt.json").read_text())
     # a schedule that starts anew reaches its peak
@@ -139,7 +140,7 @@ def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, ot
     logged = [row["lr"] for row in fakes.read_log(run)]
     assert max(logged) == pytest.approx(2e-3)
     assert summary["learning_rate"]["mean"] == pytest.approx(sum(logged) / len(logged))
-    assert summary["held_out_by"] == "speaker"
+    assert (summary["held_out_by"], summary["reported_by"]) == ("speaker", "recording")
     assert summary["start"]["taken"]
     assert result.step > 0
     before, after = weights(model), weights(result.model_dir)
@@ -150,6 +151,11 @@ def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, ot
     for place in ("target held out", "target held out/fr", "target held out/nl", "source", "source/fr"):
         assert ("after − before", place, "masked_accuracy_difference") in found
     assert ("after", "target held out", "code_perplexity") in found
+    compared = 1 + len(fakes.read_log(run, "probe"))
+    for record in result.records:
+        assert record.search_budget == (1 if record.system == "before" else compared)
+        assert f"update {result.step} of {result.last_step}, the best of {compared} models" in record.notes
+        assert "which flatters it" not in record.notes
     # the model is the update with the best held-out accuracy among all that were measured
     measured = {row["step"]: row["results"]["heldout/accuracy"] for row in fakes.read_log(run, "probe")}
     assert measured[result.step] == max(measured.values())
@@ -205,7 +211,8 @@ class Scripted(torch.nn.Module):
 
 
 def judge(tmp_path: Path, values: list[float], **learner: float) -> HeldOutJudge:
-    batch: Any = SimpleNamespace(languages=["fr"], to=lambda device: None)
+    batch: Any = SimpleNamespace(languages=["fr"])
+    batch.to = lambda device: batch
     start = {"accuracy": 0.5, "code_perplexity": 50.0}
     return HeldOutJudge(Scripted(values, **learner), [batch], tmp_path, start=start, patience=2)  # type: ignore[arg-type]
 
@@ -227,6 +234,23 @@ def test_the_judge_waits_for_its_patience_and_keeps_the_best(tmp_path: Path) -> 
     assert resumed.enough(40)
     assert resumed.best(30) == 20
     assert judge(tmp_path / "nothing", []).best(100) == 0
+
+
+def test_a_measurement_that_is_not_a_number_counts_after_a_resume_too(tmp_path: Path) -> None:
+    own = judge(tmp_path, [0.6, math.nan, math.nan])
+    rows = [{"event": "probe", "step": step, "results": own(None, step)} for step in (1, 2, 3)]  # type: ignore[arg-type]
+    text = "".join(json.dumps(row) + "\n" for row in rows).replace("NaN", "null")
+    (tmp_path / "log.jsonl").write_text(text)
+    resumed = judge(tmp_path, [])
+    for one in (own, resumed):
+        assert one.best(3) == 1
+        assert (one.enough(2), one.enough(3)) == (False, True)
+        assert one.num_compared(3) == 4
+
+
+def test_nothing_to_judge_by_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold an utterance that the objective can be measured on"):
+        HeldOutJudge(Scripted([]), [], tmp_path, start={}, patience=2)  # type: ignore[arg-type]
 
 
 def test_the_judge_stops_a_collapse(tmp_path: Path) -> None:
@@ -260,7 +284,9 @@ def test_test_audio_is_refused_by_id_by_file_and_by_content(target: Path, other:
 def test_the_mixture_divides_by_speaker_and_replays_its_share(target: Path, other: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"heldout": 0.3, "source": other, "replay": 0.5}
     mixture = prepare_mixture(tmp_path / "corpus", target, **settings)
-    train, heldout = (list(open_corpus(folder)) for folder in (mixture.train, mixture.heldout))
+    train, *parts = (list(open_corpus(folder)) for folder in (mixture.train, mixture.choosing, mixture.reporting))
+    heldout = [cut for part in parts for cut in part]
+    assert {cut.recording.id for cut in parts[0]}.isdisjoint(cut.recording.id for cut in parts[1])
     own = [cut for cut in train if not cut.id.startswith("replay")]
     assert {cut.supervisions[0].speaker for cut in own}.isdisjoint(cut.supervisions[0].speaker for cut in heldout)
     assert {cut.supervisions[0].language for cut in heldout} == {"fr", "nl"}
@@ -290,9 +316,13 @@ def test_the_command_line(model: Path, target: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as left:
         main([*command, "--lr", "1e-3", "--set", "schedule.shape=constant"])
     assert not left.value.code
-    said = capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "no `--test` corpus was given" in told.err
+    said = told.out
     assert "continued: wav2vec2" in said
     assert "0.001 at its peak" in said
+    assert "where it chose among" in said
+    assert json.loads((tmp_path / "run" / "energy.jsonl").read_text().splitlines()[-1])["wall_seconds"] > 0
     with pytest.raises(SystemExit) as left:
         main([*command, "--method", "continue"])
     assert left.value.code == 2

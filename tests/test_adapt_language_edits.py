@@ -258,6 +258,15 @@ def test_a_language_is_added_without_touching_the_others(make: Callable[..., Edi
     assert torch.equal(state(encoder.for_language("fr")), state(encoder))
 
 
+def test_an_added_language_must_be_new() -> None:
+    encoder = encoder_with(GatesConfig)
+    for added in (["fr", "nst"], ["fr", "fr"]):
+        with pytest.raises(ConfigError, match=rf"must be new to the encoder and different, but {added[1]} is not"):
+            with_languages(encoder, added)
+    assert encoder.edits is not None
+    assert encoder.edits.languages == LANGUAGES
+
+
 def test_costs_are_counted() -> None:
     encoder = encoder_with(MasksConfig)
     size = sum(p.numel() for p in encoder.parameters())

@@ -174,3 +174,39 @@ def test_edits_of_another_kind_are_refused(folder: Path, tmp_path: Path) -> None
     job_of("subnetwork", {"importance": "random"}, folder / "model", folder / "ab", tmp_path / "masks")
     with pytest.raises(ConfigError, match="has masks for its languages already, not adapters"):
         job_of("adapters", {}, tmp_path / "masks" / "start", folder / "ab", tmp_path / "adapters")
+
+
+def test_settings_that_would_change_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
+    job_of("subnetwork", {"importance": "random"}, folder / "model", folder / "ab", tmp_path / "masks")
+    masked = tmp_path / "masks" / "start"
+    with pytest.raises(ConfigError, match=r"keeps them, so `\[method\]` would change nothing.*--method continued"):
+        job_of("subnetwork", {"sparsity": 0.5}, masked, folder / "ab", tmp_path / "again")
+    with pytest.raises(ConfigError, match="cannot have a `lottery` mask"):
+        job_of("subnetwork", {"importance": "lottery"}, masked, folder / "abc", tmp_path / "again")
+    assert job_of("continued", {}, masked, folder / "ab", tmp_path / "on").learner.encoder.edits is not None
+    fakes.run(job_of("lora", {"rank": 2}, folder / "model", folder / "ab", tmp_path / "lora", 1), tmp_path / "lora")
+    for corpus in ("ab", "abc"):
+        with pytest.raises(ConfigError, match=r"`method.rank` is 4, but they were made with 2"):
+            job_of("lora", {"rank": 4}, tmp_path / "lora" / "model", folder / corpus, tmp_path / "other")
+
+
+def test_utterances_that_do_not_say_their_language_are_refused_before_anything_is_computed(
+    folder: Path, tmp_path: Path
+) -> None:
+    from lhotse import CutSet
+
+    from isogloss.data.inputs import open_corpus
+
+    cuts = list(open_corpus(folder / "ab"))
+    cuts[0].supervisions[0].language = None
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    for method in ("subnetwork", "gates"):
+        with pytest.raises(ConfigError, match="1 of 12 utterances do not say their language"):
+            job_of(method, {}, folder / "model", tmp_path, tmp_path / method)
+
+
+def test_a_task_that_finds_the_language_is_not_told_it(folder: Path, tmp_path: Path) -> None:
+    job_of("subnetwork", {"importance": "random"}, folder / "model", folder / "ab", tmp_path)
+    tree = {**finetune_tree(tmp_path / "start", folder / "ab"), "task": {"name": "lid"}}
+    with pytest.raises(ConfigError, match="`lid` must find the language.*would give the answer away"):
+        build_finetune_job(parse_finetune(tree, "test"))

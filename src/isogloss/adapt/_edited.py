@@ -19,18 +19,21 @@ from isogloss.training.parallel import Learner, on_main
 from isogloss.training.recipe import Recipe
 from isogloss.training.start import fingerprint, start_learner
 
+_OF_THE_RUN = {"languages", "protected", "freeze_shared"}  # the rest of the settings of edits belongs to the model
+
 
 def edited_job(recipe: Recipe, edits: EditsConfig, run_dir: Path) -> Job:
     """Return the job that trains an encoder with these edits for the languages of the corpus.
 
     A model that has such edits keeps them. Languages that are new to it get rows of their own, and those that it knows are
-    protected: nothing that they use is trained.
+    protected: nothing that they use is trained. Raises `ConfigError` where the model's edits have another kind or size.
     """
     own = edits_of_model(recipe)
+    languages = corpus_languages(recipe)
     if own is None:
         return build_job(recipe.model_copy(update={"edits": edits}))
     check_kind(own, edits)
-    new = new_languages(recipe, own)
+    new = [name for name in languages if name not in own.languages]
     if not new:
         edits = own.model_copy(update={"freeze_shared": edits.freeze_shared})
         return build_job(recipe.model_copy(update={"edits": edits}))
@@ -71,26 +74,36 @@ def edits_of_model(recipe: Recipe) -> EditsConfig | None:
     return load_model(recipe.start.model).encoder.edits
 
 
-def new_languages(recipe: Recipe, own: EditsConfig) -> list[str]:
-    """Return the languages of the corpus that a model has no rows for."""
-    return [name for name in corpus_languages(recipe) if name not in own.languages]
-
-
 def corpus_languages(recipe: Recipe) -> list[str]:
-    """Return the languages that are trained on, sorted; a corpus that names none is a `ConfigError`."""
-    names = sorted(CorpusIndex.open(recipe.data.path).language_names)
-    chosen = [name for name in names if recipe.data.languages is None or name in recipe.data.languages]
-    if not chosen:
+    """Return the languages that are trained on, sorted; utterances that do not say theirs are a `ConfigError`."""
+    index = CorpusIndex.open(recipe.data.path)
+    names = [
+        name for name in sorted(index.language_names) if recipe.data.languages is None or name in recipe.data.languages
+    ]
+    silent = int((index.languages < 0).sum()) if recipe.data.languages is None else 0
+    if silent or not names:
         raise ConfigError(
-            f"{recipe.data.path}: the recordings do not say their languages, which this method needs; try a folder for each language"
+            f"{recipe.data.path}: {silent or len(index)} of {len(index)} utterances do not say their language, which this method needs; "
+            "try a folder for each language"
         )
-    return chosen
+    return names
 
 
 def check_kind(own: EditsConfig, wished: EditsConfig) -> None:
-    """Refuse to put edits of one kind over those of another."""
+    """Refuse to put edits of one kind over those of another, and settings that the model's edits cannot follow any more."""
     if own.kind != wished.kind:
         raise ConfigError(
             f"the model has {own.kind} for its languages already, not {wished.kind}; go on with the method that made them, or start from "
+            "the model without"
+        )
+    mine, theirs = (config.model_dump(exclude=_OF_THE_RUN) for config in (own, wished))
+    changed = [
+        f"`method.{key}` is {theirs[key]!r}, but they were made with {mine[key]!r}"
+        for key in mine
+        if mine[key] != theirs[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"the model has {own.kind} for its languages already, whose size cannot change: {', '.join(changed)}; set that, or start from "
             "the model without"
         )

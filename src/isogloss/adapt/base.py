@@ -42,9 +42,10 @@ class AdaptConfig(Config):
     """What all methods share.
 
     heldout
-        Share of the target audio (by speaker, else by recording) that is not trained on: it decides when to stop.
+        Share of the target audio (by speaker, else by recording) that is not trained on: one half of it decides when to stop and
+        which update is the model, the other is reported.
     heldout_seconds
-        At most so much of it is measured, and of the source corpora for forgetting.
+        At most so much of each half is measured, and of the source corpus for forgetting.
     evaluate_every
         Passes through the training audio between two measurements.
     patience
@@ -67,6 +68,17 @@ class AdaptRecipe(Config):
     method: dict[str, Any]
     adapt: AdaptConfig
     is_empty: bool = False
+
+    def warnings(self) -> list[str]:
+        """Return what is allowed and usually unwise."""
+        data = self.recipe.data
+        found = self.recipe.warnings()
+        if self.method["name"] == "subnetwork" and data.seconds_per_update < 4 * data.micro_batch_seconds:
+            found.append(
+                f"`data.seconds_per_update` is {data.seconds_per_update:g}, below four times `data.micro_batch_seconds`: an update then "
+                "holds few languages, and the weights of the others wait; raise it (memory does not grow with it)"
+            )
+        return found
 
     def tree(self) -> dict[str, Any]:
         """Return plain values, as a TOML file has them."""

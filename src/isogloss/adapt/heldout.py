@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,18 +95,24 @@ def heldout_batches(recipe: Recipe, corpus: Path | str, learner: Learner, *, max
 
 
 @torch.no_grad()
-def score(learner: Learner, batches: Iterable[SpeechBatch]) -> Scores:
-    """Return the objective's own metrics in evaluation mode, by language; batches hold one language each."""
+def score(learner: Learner, batches: Iterable[SpeechBatch], known: Collection[str] | None = None) -> Scores:
+    """Return the objective's own metrics in evaluation mode, by language; batches hold one language each.
+
+    An encoder that depends on the language is as it is for each (for those of `known` only, where they are given); languages that
+    it has nothing for are measured on the model that all share.
+    """
     scores = Scores()
     with _Evaluation(learner):
         device = next(learner.parameters()).device
         for batch in batches:
-            scores.add(batch.languages[0] or UNKNOWN, _terms(learner, batch.to(device)))
+            scores.add(batch.languages[0] or UNKNOWN, _terms(learner, batch.to(device), known))
     return scores
 
 
 @torch.no_grad()
-def score_utterances(learner: Learner, batches: Iterable[SpeechBatch]) -> list[Utterance]:
+def score_utterances(
+    learner: Learner, batches: Iterable[SpeechBatch], known: Collection[str] | None = None
+) -> list[Utterance]:
     """Return the same utterance by utterance, for intervals; negatives then come from the utterance alone."""
     rows: list[Utterance] = []
     with _Evaluation(learner):
@@ -114,7 +120,7 @@ def score_utterances(learner: Learner, batches: Iterable[SpeechBatch]) -> list[U
         for batch in batches:
             for i, name in enumerate(batch.ids):
                 one = batch.select([i])
-                terms = _terms(learner, one.to(device))
+                terms = _terms(learner, one.to(device), known)
                 correct, count = terms.metrics.get("accuracy", (math.nan, float(terms.num_targets)))
                 speaker = None if batch.speakers is None else batch.speakers[i]
                 language = batch.languages[i] or UNKNOWN
@@ -122,16 +128,19 @@ def score_utterances(learner: Learner, batches: Iterable[SpeechBatch]) -> list[U
     return rows
 
 
-def _terms(learner: Learner, batch: SpeechBatch) -> LossTerms:
+def _terms(learner: Learner, batch: SpeechBatch, known: Collection[str] | None) -> LossTerms:
     # Not the learner's own forward: its hooks count which languages an update has trained (training/by_language.py).
-    if learner.encoder.edits is not None:
-        select(learner.encoder, row_of(learner.encoder, batch.languages[0]))
+    edits, language = learner.encoder.edits, batch.languages[0]
+    if edits is not None:
+        acts = language in edits.languages and (known is None or language in known)
+        # Below the learner, not the encoder: a teacher that is a copy of the encoder follows.
+        select(learner, row_of(learner.encoder, language) if acts else None)
     terms: LossTerms = learner.objective(learner.encoder, batch)
     return terms
 
 
 class _Evaluation:
-    """Evaluation mode for encoder and objective while the block runs."""
+    """Evaluation mode for encoder and objective while the block runs; no language is selected after it."""
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
@@ -143,3 +152,4 @@ class _Evaluation:
     def __exit__(self, *_: object) -> None:
         for name, module in self._learner.named_modules():
             module.training = self._were[name]
+        select(self._learner, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.adapt.heldout import Scores, score
-from isogloss.core.errors import TrainingError
+from isogloss.core.errors import DataError, TrainingError
 from isogloss.core.types import SpeechBatch
 from isogloss.encoders.base import Encoder
 from isogloss.training.parallel import Learner
@@ -20,8 +20,9 @@ COLLAPSE = 0.1  # of the perplexity at the start
 class HeldOutJudge:
     """Measures held-out masked accuracy (the loss, where there is none); `patience` measurements without a better one end the run.
 
-    `start` is the measurement of the model that the run starts from. Its history is the log of the run, so a resumed run
-    decides as one that was never interrupted. Perplexity below a tenth of that at the start is a `TrainingError`.
+    `start` is the measurement of the model that the run starts from; one without anything measurable is a `DataError`. Its history
+    is the log of the run, so a resumed run decides as one that was never interrupted. Perplexity below a tenth of that at the start
+    is a `TrainingError`.
     """
 
     def __init__(
@@ -36,6 +37,12 @@ class HeldOutJudge:
         self._learner, self._batches, self._run_dir = learner, batches, run_dir
         self._start, self._patience = dict(start), patience
         self.metric = "accuracy" if "accuracy" in start else "loss"
+        if math.isnan(start.get(self.metric, math.nan)):
+            raise DataError(
+                "the held-out audio must hold an utterance that the objective can be measured on, but has none; usually because all of it "
+                "is shorter than `data.min_seconds` or the objective's masks; hold out more (`adapt.heldout`), or segment the recordings "
+                "into longer ones"
+            )
         self._history: dict[int, float] | None = None
 
     def __call__(self, encoder: Encoder, step: int) -> dict[str, Any]:
@@ -65,6 +72,10 @@ class HeldOutJudge:
         finite = {step: sign * value for step, value in values.items() if not math.isnan(value)}
         return max(sorted(finite), key=lambda step: finite[step])
 
+    def num_compared(self, last: int) -> int:
+        """Return among how many models the best was sought: those that were measured up to an update, and the start."""
+        return 1 + len(self._known(last))
+
     def value(self, step: int) -> float:
         """Return the measurement of an update."""
         return {0: self._start[self.metric], **self._known(step)}[step]
@@ -79,9 +90,10 @@ class HeldOutJudge:
                     row = json.loads(line)
                 except ValueError:
                     continue  # the last line of a killed process
-                found = row.get("results", {}).get(f"heldout/{self.metric}")
-                if row.get("event") == "probe" and found is not None:
-                    self._history[row["step"]] = found
+                results = row.get("results", {})
+                if row.get("event") == "probe" and f"heldout/{self.metric}" in results:
+                    found = results[f"heldout/{self.metric}"]
+                    self._history[row["step"]] = math.nan if found is None else found  # JSON has no NaN
         return {step: value for step, value in self._history.items() if step <= last}
 
 

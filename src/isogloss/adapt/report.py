@@ -4,23 +4,73 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from isogloss.adapt._figures import Figures
 from isogloss.adapt.heldout import Utterance
 from isogloss.evaluation.bootstrap import Estimate, paired_difference, ratio_of_sums
 from isogloss.evaluation.tables import ResultRecord
 
 Rows = Sequence[Utterance]
+SYSTEMS = ("before", "after")
+GIVEN = (
+    "each utterance is heard under what belongs to its language, so the language is known at test time; compare with random masks "
+    "and with a dense model that is told the language"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the update was chosen: which of how many updates, among how many measured models, on which utterances."""
+
+    update: int
+    last: int
+    num_compared: int
+    chosen_on: frozenset[str] = frozenset()
+
+    def told(self, ids: Sequence[str] = ()) -> str:
+        """Return the choice in words, and how many of these utterances it was made on."""
+        text = f"update {self.update} of {self.last}, the best of {self.num_compared} models that were measured on held-out audio"
+        shared = len(self.chosen_on.intersection(ids))
+        return text + (f"; {shared} of these {len(ids)} utterances chose it, which flatters it" if shared else "")
+
+
+def adaptation_records(
+    before: Figures, after: Figures, choice: Choice, *, seed: int, is_given: bool, probe_note: str
+) -> list[ResultRecord]:
+    """Return everything that is reported: held-out target audio, source, codes, probes.
+
+    `is_given` says that the encoder depends on the language; `probe_note` is told beside the probe.
+    """
+    more = [GIVEN] if is_given else []
+    records = masked_records(
+        before.target, after.target, dataset="target held out", seed=seed, choice=choice, notes=more
+    )
+    if before.source is not None and after.source is not None:
+        # Nothing was chosen on it.
+        own = replace(choice, chosen_on=frozenset())
+        records += masked_records(before.source, after.source, dataset="source", seed=seed, choice=own, notes=more)
+    for task, dataset, old, new, notes in (
+        ("codes", "target held out", perplexities(before.means), perplexities(after.means), more),
+        ("quick probe", "probe", before.probe, after.probe, [probe_note]),
+    ):
+        told = "; ".join([choice.told(), *filter(None, notes)])
+        records += plain_records(
+            old, new, task=task, dataset=dataset, seed=seed, budget=choice.num_compared, notes=told
+        )
+    return records
 
 
 def masked_records(
-    before: Rows, after: Rows, *, dataset: str, systems: tuple[str, str], seed: int
+    before: Rows, after: Rows, *, dataset: str, seed: int, choice: Choice, notes: Sequence[str] = ()
 ) -> list[ResultRecord]:
     """Return accuracy (loss, for objectives without accuracy) before, after and their paired difference: all, and each language.
 
-    `before` and `after` are the same utterances with the same masks; intervals are over speakers, where they are known.
+    `before` and `after` are the same utterances with the same masks; intervals are over speakers, where they are known. The
+    search budget is the number of models that were compared.
     """
     if [row.id for row in before] != [row.id for row in after]:
         raise ValueError("`before` and `after` must be the same utterances in the same order")
@@ -30,7 +80,11 @@ def masked_records(
         chosen = [i for i, row in enumerate(before) if language in (None, row.language)]
         pair = [[rows[i] for i in chosen] for rows in (before, after)]
         place = dataset if language is None else f"{dataset}/{language}"
-        records += _triple(pair[0], pair[1], place, systems, seed)
+        told = "; ".join([choice.told([row.id for row in pair[0]]), *notes])
+        records += [
+            replace(record, search_budget=1 if record.system == SYSTEMS[0] else choice.num_compared, notes=told)
+            for record in _triple(pair[0], pair[1], place, SYSTEMS, seed)
+        ]
     return records
 
 
@@ -68,8 +122,9 @@ def plain_records(
     *,
     task: str,
     dataset: str,
-    systems: tuple[str, str],
     seed: int,
+    budget: int,
+    notes: str,
 ) -> list[ResultRecord]:
     """Return figures without intervals (perplexity, quick probes): what both have."""
     return [
@@ -84,9 +139,11 @@ def plain_records(
             method="no interval",
             higher_is_better=True,
             seeds=(seed,),
+            search_budget=1 if system == SYSTEMS[0] else budget,
+            notes=notes,
         )
         for name in sorted(before.keys() & after.keys())
-        for system, figures in zip(systems, (before, after), strict=True)
+        for system, figures in zip(SYSTEMS, (before, after), strict=True)
     ]
 
 

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
+from isogloss.adapt._edited import edits_of_model
+from isogloss.adapt._figures import measure, open_corpora
+from isogloss.adapt._units import check_units, join_units
 from isogloss.adapt.base import AdaptRecipe, find_method
-from isogloss.adapt.heldout import Utterance, heldout_batches, score, score_utterances
+from isogloss.adapt.heldout import heldout_batches, score
 from isogloss.adapt.judge import HeldOutJudge
 from isogloss.adapt.mixture import Mixture, prepare_mixture
-from isogloss.adapt.report import masked_records, perplexities, plain_records
+from isogloss.adapt.report import Choice, adaptation_records
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError
-from isogloss.core.types import SpeechBatch
 from isogloss.data.index import CorpusIndex
-from isogloss.data.inputs import open_corpus
-from isogloss.evaluation.quick import quick_probe
 from isogloss.evaluation.tables import ResultRecord, write_results
 from isogloss.training.checkpoint import Checkpoints
 from isogloss.training.job import Job
@@ -32,8 +31,6 @@ from isogloss.training.preempt import stop_on_signals
 from isogloss.training.recipe import Recipe
 from isogloss.training.rundir import Resume
 from isogloss.training.schedule import learning_rate_scale
-
-SYSTEMS = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -47,23 +44,6 @@ class AdaptResult:
     summary: dict[str, Any]
 
 
-@dataclass
-class _Corpora:
-    """Where figures are taken: name → batches."""
-
-    target: list[SpeechBatch]
-    source: list[SpeechBatch] | None
-    probe: list[Any]
-
-
-@dataclass(frozen=True)
-class _Figures:
-    target: list[Utterance]
-    source: list[Utterance] | None
-    means: dict[str, float]
-    probe: dict[str, float]
-
-
 def adapt(
     recipe: AdaptRecipe,
     run_dir: Path | str,
@@ -72,20 +52,27 @@ def adapt(
     source: Path | str | None = None,
     replay_data: Path | str | None = None,
     probe_data: Path | str | None = None,
+    replay_units: str | None = None,
+    source_units: str | None = None,
     resume: Resume = "auto",
 ) -> AdaptResult:
     """Adapt the model that `recipe.recipe.start` names to the audio at `recipe.recipe.data.path`, or go on with that.
 
     `tests` are corpora whose recordings may not be heard; `source` is a corpus of the source languages on which forgetting is
     measured; `replay_data` is mixed in (`adapt.replay`); `probe_data` has the labels of the quick probe (the target corpus by
-    default). Leaves `model/`, `before/` (the start, as it was opened), `results.jsonl` and `adapt.json`. Under `torchrun` every
-    rank calls this.
+    default). For an objective that predicts units, `data.units` are those of the target, `replay_units` and `source_units` those
+    of the other corpora, all of the same clusters. Leaves `model/`, `before/` (the start, as it was opened), `results.jsonl` and
+    `adapt.json`. Under `torchrun` every rank calls this.
     """
     run_dir = Path(run_dir)
     if not recipe.recipe.data.path:
         raise ConfigError("there is no target audio: give a corpus with `--data DIR`")
     set_threads(recipe.recipe.training.threads)
     method = find_method(recipe.method["name"])
+    replays = replay_data is not None and recipe.adapt.replay > 0
+    check_units(
+        recipe.recipe, replays=replays, source=source is not None, replay_units=replay_units, source_units=source_units
+    )
     with (
         dist.process_group(1.2 * recipe.recipe.training.timeout_seconds) as device,
         stop_on_signals() as stop,
@@ -94,18 +81,32 @@ def adapt(
         mixture = on_main(lambda: _mixture(recipe, run_dir, tests, replay_data))
         on_main(lambda: _same_method(recipe, run_dir))
         resolved = _with_corpus(recipe, mixture)
+        if replay_units is not None:
+            joined = run_dir / "corpus" / "units"
+            own = recipe.recipe.data.units or ""
+            units = on_main(lambda: join_units(joined, own, replay_units, mixture))
+            resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"units": units})})
         job: Job = method.build(resolved, method.Config.model_validate(recipe.method), run_dir)
         learner = job.learner.to(device)
-        corpora = _Corpora(
-            heldout_batches(resolved, mixture.heldout, learner, max_seconds=recipe.adapt.heldout_seconds),
-            None
-            if source is None
-            else heldout_batches(resolved, source, learner, max_seconds=recipe.adapt.heldout_seconds),
-            list(open_corpus(probe_data or recipe.recipe.data.path)),
+        choosing = heldout_batches(resolved, mixture.choosing, learner, max_seconds=recipe.adapt.heldout_seconds)
+        start = score(learner, choosing).means()
+        judge = HeldOutJudge(learner, choosing, run_dir, start=start, patience=recipe.adapt.patience)
+        corpora = open_corpora(
+            resolved,
+            mixture,
+            learner,
+            source=source,
+            source_units=source_units,
+            probe_data=probe_data or recipe.recipe.data.path,
+            max_seconds=recipe.adapt.heldout_seconds,
         )
-        before = _measure(learner, corpora)
+        before = after = measure(learner, corpora)
+        edits = learner.encoder.edits
+        if edits is not None:
+            # What was there before is the model that the run starts from, not one that masks have been put into already.
+            own_edits = edits_of_model(recipe.recipe)
+            before = measure(learner, corpora, known=() if own_edits is None else own_edits.languages)
         on_main(lambda: _keep_start(job, run_dir))
-        judge = HeldOutJudge(learner, corpora.target, run_dir, start=before.means, patience=recipe.adapt.patience)
         result: TrainResult | None = None
         if not recipe.is_empty:
             result = run_job(job, run_dir, device, stop, resume=resume, judge=judge)
@@ -114,14 +115,27 @@ def adapt(
         if chosen:
             _fill(learner, run_dir, job, chosen)
             with unsharded(learner):
-                after = _measure(learner, corpora)
+                after = measure(learner, corpora)
         else:
-            after = before
             on_main(lambda: _copy(run_dir / "before", run_dir / "model"))
-        records = _records(before, after, resolved.training.seed)
+        ids = frozenset(name for batch in choosing for name in batch.ids)
+        records = adaptation_records(
+            before,
+            after,
+            Choice(chosen, last, judge.num_compared(last), ids),
+            seed=resolved.training.seed,
+            is_given=edits is not None,
+            probe_note=_probe_note(is_target=probe_data is None, is_given=edits is not None),
+        )
         summary = _summary(recipe, job, mixture, judge, chosen, last)
         on_main(lambda: _write(run_dir, records, summary))
     return AdaptResult(run_dir / "model", chosen, last, records, summary)
+
+
+def _probe_note(*, is_target: bool, is_given: bool) -> str:
+    notes = ["the probe's recordings were adapted on, without their labels"] * is_target
+    notes += ["the model that all languages share: no language was selected"] * is_given
+    return "; ".join(notes)
 
 
 def _mixture(
@@ -134,6 +148,7 @@ def _mixture(
         source=replay_data,
         replay=recipe.adapt.replay,
         tests=tests,
+        languages=recipe.recipe.data.languages,
         min_seconds=recipe.recipe.data.min_seconds,
         seed=recipe.recipe.training.seed,
     )
@@ -163,28 +178,10 @@ def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> Recipe:
     schedule = {"probe_every": every, "checkpoint_every": every, "keep": recipe.adapt.patience + 3}
     return own.model_copy(
         update={
-            "data": own.data.model_copy(update={"path": str(mixture.train)}),
+            "data": own.data.model_copy(update={"path": str(mixture.train), "languages": None}),
             "training": own.training.model_copy(update=schedule),
         }
     )
-
-
-def _measure(learner: Learner, corpora: _Corpora) -> _Figures:
-    return _Figures(
-        target=score_utterances(learner, corpora.target),
-        source=None if corpora.source is None else score_utterances(learner, corpora.source),
-        means=score(learner, corpora.target).means(),
-        probe=_probe(learner, corpora.probe),
-    )
-
-
-def _probe(learner: Learner, cuts: list[Any]) -> dict[str, float]:
-    was_training = learner.training
-    learner.eval()
-    with torch.no_grad():
-        figures = quick_probe(learner.encoder, cuts)
-    learner.train(was_training)
-    return {name.removeprefix("probe/"): value for name, value in figures.items() if name.endswith("accuracy")}
 
 
 def _keep_start(job: Job, run_dir: Path) -> None:
@@ -208,18 +205,6 @@ def _fill(learner: Learner, run_dir: Path, job: Job, step: int) -> None:
         dist.copy_into(target, tensors[name])
 
 
-def _records(before: _Figures, after: _Figures, seed: int) -> list[ResultRecord]:
-    records = masked_records(before.target, after.target, dataset="target held out", systems=SYSTEMS, seed=seed)
-    if before.source is not None and after.source is not None:
-        records += masked_records(before.source, after.source, dataset="source", systems=SYSTEMS, seed=seed)
-    for task, dataset, old, new in (
-        ("codes", "target held out", perplexities(before.means), perplexities(after.means)),
-        ("quick probe", "probe", before.probe, after.probe),
-    ):
-        records += plain_records(old, new, task=task, dataset=dataset, systems=SYSTEMS, seed=seed)
-    return records
-
-
 def _summary(
     recipe: AdaptRecipe, job: Job, mixture: Mixture, judge: HeldOutJudge, chosen: int, last: int
 ) -> dict[str, Any]:
@@ -237,7 +222,10 @@ def _summary(
         "passes": passes,
         "target_seconds": mixture.target_seconds,
         "replayed_seconds": mixture.source_seconds,
-        "held_out_by": mixture.divided_by,
+        "held_out_by": mixture.held_out_by,
+        "reported_by": mixture.reported_by,
+        "chosen_and_reported_on": list(mixture.in_both),
+        "models_compared": judge.num_compared(last),
         "held_out_metric": judge.metric,
         "held_out_before": judge.value(0),
         "held_out_best": judge.value(chosen),

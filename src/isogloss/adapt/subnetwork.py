@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from isogloss.adapt._edited import check_kind, corpus_languages, edited_start, edits_of_model, new_languages
+from isogloss.adapt._edited import check_kind, corpus_languages, edited_start, edits_of_model
 from isogloss.adapt._importance import (
     Scores,
     added,
@@ -76,24 +76,32 @@ def build(recipe: Recipe, config: Config, run_dir: Path) -> Job:
     """Return the job that trains the sub-networks; masks are found first, and kept with the dense weights in `run_dir/start`.
 
     A model that has masks keeps them; languages that are new to it get masks of their own, and those that it knows are
-    protected: only weights that none of them uses are trained.
+    protected: only weights that none of them uses are trained. Raises `ConfigError` where there is no mask to be found.
     """
     own = edits_of_model(recipe)
     languages = corpus_languages(recipe)
-    train_alone = _train_alone(recipe, config, run_dir) if config.importance == "lottery" else None
     if own is not None:
         check_kind(own, MasksConfig(languages=own.languages))
-        languages = new_languages(recipe, own)
+        languages = [name for name in languages if name not in own.languages]
         if not languages:
-            return build_job(recipe)
+            raise ConfigError(
+                "the model has masks for every language of the corpus and keeps them, so `[method]` would change nothing; train on under "
+                "them with `--method continued`, or start from the dense model to find others"
+            )
+        if config.importance == "lottery":
+            raise ConfigError(
+                "a language that is added to a model with masks cannot have a `lottery` mask, which takes training the dense model on the "
+                "language alone; try `--set method.importance=taylor`, or start from the dense model with all languages"
+            )
 
     def edit(learner: Learner) -> None:
         learner.to(_device())
         if own is None:
+            train_alone = _train_alone(recipe, config, run_dir) if config.importance == "lottery" else None
             find_subnetworks(learner, recipe, languages, config, train_alone=train_alone)
         else:
             for language in languages:
-                add_subnetwork(learner, recipe, language, config, train_alone=train_alone)
+                add_subnetwork(learner, recipe, language, config)
 
     return build_job(edited_start(recipe, run_dir, edit, protected=() if own is None else own.languages))
 

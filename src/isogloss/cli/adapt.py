@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
+
 if TYPE_CHECKING:
     from isogloss.adapt.run import AdaptResult
 
 app = typer.Typer(add_completion=False)
-
-
-class ResumeChoice(StrEnum):
-    """What to do where RUN holds checkpoints, or none."""
-
-    auto = "auto"
-    never = "never"
-    must = "must"
 
 
 @app.command()
@@ -48,6 +41,15 @@ def adapt(
     freeze: Annotated[
         list[str] | None, typer.Option(help="frontend (default), none, or names such as objective.quantizer")
     ] = None,
+    units: Annotated[Path | None, typer.Option(help="units of the target audio, for HuBERT and its like")] = None,
+    replay_units: Annotated[Path | None, typer.Option(help="units of --replay-data, of the same clusters")] = None,
+    source_units: Annotated[Path | None, typer.Option(help="units of --source, of the same clusters")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="finished runs of rivals and controls to show beside this one, as often as needed", metavar="RUN"
+        ),
+    ] = None,
     probe_data: Annotated[
         Path | None, typer.Option(help="labelled corpus of the quick probe; the target audio by default")
     ] = None,
@@ -61,8 +63,9 @@ def adapt(
 ) -> None:
     """Adapt a model to unlabelled audio, stop where held-out audio no longer gets better, and say what was gained and lost.
 
-    The held-out part is divided from DIR by speaker (by recording where they are unknown); the best update becomes the model.
-    Audio of a --test corpus is refused by recording, by file and by content. Exit codes are those of `isogloss pretrain`.
+    The held-out part is divided from DIR by speaker (by recording where they are unknown); one half of it chooses the update that
+    becomes the model, the other is reported. Audio of a --test corpus is refused by recording, by file and by content. Figures of
+    sub-networks are shown beside random masks and one-hot (--beside). Exit codes are those of `isogloss pretrain`.
     """
     import json
 
@@ -74,7 +77,9 @@ def adapt(
 
     find_method(method)
     settings = [*(overrides or [])]
-    settings += [f"start.model={json.dumps(str(model))}", f"data.path={json.dumps(str(data))}"]
+    settings += [f"start.model={quoted(model)}", f"data.path={quoted(data)}"]
+    if units is not None:
+        settings.append(f"data.units={quoted(units)}")
     if recipe is None or method != "continued":
         settings.append(f'method.name="{method}"')
     if passes is not None:
@@ -86,28 +91,43 @@ def adapt(
     if freeze:
         settings.append(f"start.frozen={json.dumps([] if freeze == ['none'] else freeze)}")
     resolved = load_adapt(find_recipe(recipe or f"adapt/{method}"), settings)
+    is_main = launched_rank() == 0
+    unguarded = ["no `--test` corpus was given, so nothing keeps test audio from being heard"] if not test else []
+    say_warnings([*resolved.warnings(), *unguarded], is_main)
     if dry_run:
         typer.echo(to_toml(resolved.tree()))
         return
-    result = run(
-        resolved,
-        out,
-        tests=test or [],
-        source=source,
-        replay_data=replay_data,
-        probe_data=probe_data,
-        resume=resume.value,
-    )
-    if launched_rank() == 0:
-        _show(result)
+    with energy_record(out, is_main):
+        result = run(
+            resolved,
+            out,
+            tests=test or [],
+            source=source,
+            replay_data=replay_data,
+            probe_data=probe_data,
+            replay_units=None if replay_units is None else str(replay_units),
+            source_units=None if source_units is None else str(source_units),
+            resume=resume.value,
+        )
+    if is_main:
+        _show(result, out, beside or [])
 
 
-def _show(result: AdaptResult) -> None:
+def _show(result: AdaptResult, out: Path, others: list[Path]) -> None:
+    from isogloss.adapt._beside import beside, needs_controls
     from isogloss.cli._show import print_table
     from isogloss.evaluation.tables import to_rich
 
     summary = result.summary
-    print_table(to_rich(result.records, title=f"{summary['method']['name']}: {summary['objective']}"))
+    records, missing = beside(out, others) if others else (result.records, ["random masks", "one-hot"])
+    if needs_controls(summary["method"]) and missing:
+        typer.echo(
+            f"figures of sub-networks are shown beside random masks and one-hot, since a mask also tells the language; missing: "
+            f"{', '.join(missing)}. Run the same with `--set method.importance=random` and with `--method one_hot`, then this again with "
+            f"`--beside` for each; the figures are in {out / 'results.jsonl'}"
+        )
+    else:
+        print_table(to_rich(records, title=f"{summary['method']['name']}: {summary['objective']}"))
     rates = summary["learning_rate"]
     if rates:
         typer.echo(
@@ -116,8 +136,14 @@ def _show(result: AdaptResult) -> None:
     early = f"early, of {summary['planned_updates']}" if summary["stopped_early"] else "as planned"
     typer.echo(
         f"stopped after {result.last_step} updates ({early}; {summary['passes']:.2f} passes); held-out {summary['held_out_metric']} "
-        f"{summary['held_out_before']:.4f} → {summary['held_out_best']:.4f}, divided by {summary['held_out_by']}"
+        f"{summary['held_out_before']:.4f} → {summary['held_out_best']:.4f} where it chose among {summary['models_compared']} models, "
+        f"held out by {summary['held_out_by']}"
     )
+    if summary["chosen_and_reported_on"]:
+        languages = ", ".join(name or "unknown" for name in summary["chosen_and_reported_on"])
+        typer.echo(
+            f"too little held-out audio to report on other than chose the update, so figures flatter: {languages}"
+        )
     if result.step == 0:
         typer.echo(f"no update was better than the start, so the model is the start, unchanged: {result.model_dir}")
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isogloss.cli.pretrain import ResumeChoice, _energy, _quoted
+from isogloss.cli._run import ResumeChoice, energy_record, quoted
 
 app = typer.Typer(add_completion=False)
 
@@ -49,9 +49,9 @@ def finetune(
 
     settings = list(overrides or [])
     if data is not None:
-        settings.append(f"data.path={_quoted(data)}")
+        settings.append(f"data.path={quoted(data)}")
     if start is not None:
-        settings.append(f"start.model={_quoted(start)}")
+        settings.append(f"start.model={quoted(start)}")
     if freeze:
         settings.append(f"start.frozen={json.dumps(freeze)}")
     resolved = load_finetune(task, settings)
@@ -59,7 +59,7 @@ def finetune(
         typer.echo(to_toml(resolved.model_dump(mode="json")))
         return
     is_main = launched_rank() == 0
-    with _energy(out, is_main):
+    with energy_record(out, is_main):
         result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change)
     if is_main:
         typer.echo(

@@ -116,5 +116,5 @@ def _of_clusters(place: Path) -> dict[str, Any]:
     from isogloss.labelling.label import read_clusters
 
     found, convention = read_clusters(place / CLUSTERS)
-    own = {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
+    own: dict[str, Any] = {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
     return {**own, "num_units": len(found.centroids_CD), "clusters": str(place)}

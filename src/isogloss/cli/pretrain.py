@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
+
 if TYPE_CHECKING:
     from isogloss.encoders.base import Encoder
 
 app = typer.Typer(add_completion=False)
-
-
-class ResumeChoice(StrEnum):
-    """What to do where RUN holds checkpoints, or none."""
-
-    auto = "auto"
-    never = "never"
-    must = "must"
 
 
 @app.command()
@@ -72,18 +64,16 @@ def pretrain(
 
     settings = list(overrides or [])
     if data is not None:
-        settings.append(f"data.path={_quoted(data)}")
+        settings.append(f"data.path={quoted(data)}")
     if start is not None:
-        settings.append(f"start.model={_quoted(start)}")
+        settings.append(f"start.model={quoted(start)}")
     if freeze:
         settings.append(f"start.frozen={json.dumps(freeze)}")
     if probe_data is not None:
         settings.append(f"training.probe_every={probe_every}")
     iterations = load_iterations(recipe, settings)
     is_main = launched_rank() == 0
-    for warning in dict.fromkeys(warning for turn in iterations for warning in turn.recipe.warnings()):
-        if is_main:
-            typer.echo(f"warning: {warning}", err=True)
+    say_warnings((warning for turn in iterations for warning in turn.recipe.warnings()), is_main)
     if dry_run:
         for turn in iterations:
             tree = turn.recipe.model_dump(mode="json")
@@ -92,7 +82,7 @@ def pretrain(
             )
         return
     probe = None if probe_data is None else _probe(probe_data)
-    with _energy(out, is_main):
+    with energy_record(out, is_main):
         result = run_iterations(
             iterations,
             out,
@@ -114,26 +104,3 @@ def _probe(data: Path) -> Callable[[Encoder, int], dict[str, Any]]:
 
     cuts = list(open_corpus(data))
     return lambda encoder, step: quick_probe(encoder, cuts)
-
-
-@contextmanager
-def _energy(out: Path, is_main: bool) -> Iterator[None]:
-    """Add a record of the energy to `energy.jsonl`, however the run ends: one line for each time that it was started."""
-    import json
-
-    from isogloss.evaluation.energy import EnergyMeter
-
-    meter = EnergyMeter()
-    try:
-        with meter:
-            yield
-    finally:
-        if is_main and out.is_dir():
-            with (out / "energy.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(meter.record()) + "\n")
-
-
-def _quoted(path: Path) -> str:
-    import json
-
-    return json.dumps(str(path), ensure_ascii=False)

@@ -205,10 +205,18 @@ def dense_tensors(encoder: Encoder) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def with_languages(encoder: Encoder, added: Sequence[str]) -> None:
-    """Give an encoder's edits a new row for each added language, at its start value; the old rows stay bit-equal."""
+    """Give an encoder's edits a new row for each added language, at its start value; the old rows stay bit-equal.
+
+    Raises `ConfigError` for languages that the encoder has already, or that are named twice.
+    """
     old, rows = encoder.edits, split_rows(encoder)
     if old is None:
         raise ConfigError("this encoder is the same for all languages; adapt it first (`isogloss adapt`)")
+    if known := sorted({name for name in added if name in old.languages or list(added).count(name) > 1}):
+        raise ConfigError(
+            f"added languages must be new to the encoder and different, but {', '.join(known)} "
+            f"{'is' if len(known) == 1 else 'are'} not; it has {', '.join(old.languages)}"
+        )
     remove(encoder)
     install(encoder, old.model_copy(update={"languages": (*old.languages, *added), "protected": ()}))
     write_rows(encoder, rows)
