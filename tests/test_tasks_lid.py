@@ -227,3 +227,13 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
         CliRunner().invoke(app, [*arguments, "--data", str(dev)], catch_exceptions=False)
     assert all(abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4 for row in said)
     assert all(row["text"] == max(row["scores"], key=row["scores"].get) for row in said)
+
+
+def test_corpora_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    from isogloss.cli.predict import _dataset_names
+
+    first, second = tmp_path / "fleurs" / "test", tmp_path / "adi17" / "test"
+    assert _dataset_names([first]) == ["test"]
+    assert _dataset_names([first, second]) == ["fleurs-test", "adi17-test"]
+    with pytest.raises(ConfigError, match="have the same name"):
+        _dataset_names([first, first])

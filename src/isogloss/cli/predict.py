@@ -68,7 +68,7 @@ def predict(
             markup=False,
         )
     scored: list[tuple[str, Any]] = []
-    for path in data:
+    for path, dataset in zip(data, _dataset_names(data), strict=True):
         result, cuts = run(path)
         both = [cut.id for cut in cuts if _place(cut) in heard]
         if both:
@@ -77,20 +77,23 @@ def predict(
                 "were fitted on cannot test them: give other speech"
             )
         if out is not None:
-            place = out if len(data) == 1 else out.with_name(f"{out.stem}-{_name(path)}{out.suffix}")
+            place = out if len(data) == 1 else out.with_name(f"{out.stem}-{dataset}{out.suffix}")
             write_predictions(place, result)
             console.print(f"predictions: {place}", highlight=False, markup=False)
         if any(result.references):
             rows = task_records(
-                task, result, cuts, system=name or _name(model), dataset=_name(path), calibration=calibration
+                task, result, cuts, system=name or _name(model), dataset=dataset, calibration=calibration
             )
             console.print(to_rich(rows))
             if task.classes:
-                scored.append((_name(path), scored_of(result)))
+                scored.append((dataset, scored_of(result)))
             if results is not None:
                 write_results(results, rows, append=True)
                 console.print(f"results: {results}", highlight=False, markup=False)
-        elif out is None:
+            continue
+        if results is not None:
+            console.print(f"no figures of {path}: none of its utterances is labelled", highlight=False, markup=False)
+        if out is None:
             for identifier, text in zip(result.ids, result.predictions, strict=True):
                 console.print(f"{identifier}\t{text}", highlight=False, markup=False)
     gaps = [
@@ -108,6 +111,22 @@ def predict(
         console.print(to_rich(found, title="from the first corpus to the others, languages that both test"))
         if results is not None:
             write_results(results, found, append=True)
+
+
+def _dataset_names(paths: list[Path]) -> list[str]:
+    """Return a name for each corpus: its folder's, with the folder above where two have the same (`fleurs/test`, `adi17/test`)."""
+    from isogloss.cli.probe import _name
+    from isogloss.core.errors import ConfigError
+
+    names = [_name(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
+    twice = [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"`--data {twice[0]}` and another corpus have the same name; give each once, or link them to other names"
+        )
+    return names
 
 
 def _place(cut: Any) -> tuple[str, float]:
