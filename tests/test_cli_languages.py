@@ -189,7 +189,12 @@ def test_gain_against_hours_from_predictions(tmp_path: Path) -> None:
     after = said(tmp_path / "after.jsonl", {name: 0.2 + 0.08 * i for i, name in enumerate(NAMES)}, seed=1)
     hours = tmp_path / "hours.csv"
     hours.write_text("language,hours\n" + "".join(f"{n},{10**i if i else 0}\n" for i, n in enumerate(NAMES)))
-    assert run("gain", "--before", before, "--after", after, "--hours", hours, "--out", tmp_path / "out") == 0
+    assert (
+        run(
+            "gain", "--before", before, "--after", after, "--hours", hours, "--metric", "per", "--out", tmp_path / "out"
+        )
+        == 0
+    )
     records = {(r.dataset, r.metric): r for r in read_results(tmp_path / "out" / "gain.jsonl")}
     correlation = records["test", "spearman_hours"]
     assert correlation.value == pytest.approx(-1.0, abs=0.07)
@@ -229,7 +234,16 @@ def test_transfer_is_told_from_interference_on_other_speech(tmp_path: Path, caps
             (("mono", alone), ("multi", shared), ("adapted", own), ("dev-mono", alone), ("dev-multi", shared))
         )
     }
-    tests = ["--monolingual", files["mono"], "--multilingual", files["multi"], "--adapted", files["adapted"]]
+    tests = [
+        "--metric",
+        "per",
+        "--monolingual",
+        files["mono"],
+        "--multilingual",
+        files["multi"],
+        "--adapted",
+        files["adapted"],
+    ]
     devs = ["--dev-monolingual", files["dev-mono"], "--dev-multilingual", files["dev-multi"]]
     assert run("transfer", *tests, *devs, "--out", tmp_path / "out") == 0
     records = {(r.meta["group"], r.system): r for r in read_results(tmp_path / "out" / "transfer.jsonl")}
@@ -273,11 +287,14 @@ def test_runs_of_adapt_are_read_as_they_are(tmp_path: Path, capsys: pytest.Captu
     cells = {(r.system, r.meta["language"]): r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
     assert cells["first", "cs"].value == pytest.approx(0.5)  # of the source corpus, not of the target
     assert cells["first", "cs"].low == pytest.approx(0.48)
+    assert cells["first", "cs"].metric == "masked_error_rise"
     assert cells["first", "ru"].meta["p_holm"] < 0.05 < cells["first", "uk"].meta["p_holm"]
     assert cells["second", "ru"].value == pytest.approx(-0.2)
     third = adapted_run(tmp_path / "third", {"source/cs": (0.1, 0.01)}, "loss_difference")
     assert run("forgetting", "--run", first, "--run", third) != 0
-    assert "loss and by masked_accuracy" in capsys.readouterr().err
+    assert "loss and by masked_error" in capsys.readouterr().err
+    assert run("gain", "--run", first, "--hours", hours, "--metric", "wer") != 0
+    assert "`--metric` is of predictions" in capsys.readouterr().err
     assert run("gain", "--hours", hours) != 0
     assert run("gain", "--hours", hours, "--run", first, "--before", hours, "--after", hours) != 0
     assert "either `--run RUN`" in capsys.readouterr().err
@@ -287,10 +304,12 @@ def test_runs_of_adapt_are_read_as_they_are(tmp_path: Path, capsys: pytest.Captu
         )
 
 
-def test_forgetting_from_predictions(tmp_path: Path) -> None:
+def test_forgetting_from_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = said(tmp_path / "before.jsonl", {"cs": 0.3, "de": 0.3})
     first = said(tmp_path / "to-cs.jsonl", {"cs": 0.1, "de": 0.6}, seed=1)
-    assert run("forgetting", "--before", before, "--after", first, "--out", tmp_path / "out") == 0
+    assert run("forgetting", "--before", before, "--after", first) != 0
+    assert "give `--metric`, one of wer, cer, per, error" in capsys.readouterr().err
+    assert run("forgetting", "--before", before, "--after", first, "--metric", "per", "--out", tmp_path / "out") == 0
     cells = {r.meta["language"]: r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
     assert cells["de"].low > 0.1
     assert cells["cs"].high < -0.05

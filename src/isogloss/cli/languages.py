@@ -36,10 +36,10 @@ Out = Annotated[Path | None, typer.Option(help="folder for the page, its charts 
 Seed = Annotated[int, typer.Option(help="of the bootstrap")]
 Kin = Annotated[
     Path | None,
-    typer.Option(help="table of classifications (language, family, branch, …); a built-in one knows some 200"),
+    typer.Option(help="table of classifications (language, family, branch, …); a built-in one knows some 270"),
 ]
-Metric = Annotated[MetricChoice, typer.Option(help="which errors of the predictions count")]
-Dataset = Annotated[str, typer.Option(help="name of the test set in the records")]
+Metric = Annotated[MetricChoice | None, typer.Option(help="which errors of the predictions count")]
+Dataset = Annotated[str | None, typer.Option(help="name of the test set in the records; `test` by default")]
 Runs = Annotated[
     list[Path] | None,
     typer.Option("--run", help="folder of a run of `isogloss adapt`; as often as needed", metavar="RUN"),
@@ -175,8 +175,8 @@ def gain(
     run: Annotated[Path | None, typer.Option(help="folder of a run of `isogloss adapt`", metavar="RUN")] = None,
     before: Annotated[list[Path] | None, typer.Option(help=f"{_SAID}; as often as needed")] = None,
     after: Annotated[list[Path] | None, typer.Option(help="the same of the other system, on the same speech")] = None,
-    metric: Metric = MetricChoice.per,
-    dataset: Dataset = "test",
+    metric: Metric = None,
+    dataset: Dataset = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -193,17 +193,19 @@ def gain(
     if (run is None) == (before is None or after is None) or (run is not None and (before or after)):
         raise ConfigError("give either `--run RUN`, or `--before FILE` and `--after FILE`")
     if run is not None:
+        _check_no_metric(metric)
         targets, _, measured = adapted_gains(run)
         own = {name: change_of_estimate(estimate, name, seed=seed) for name, estimate in targets.items()}
-        system, dataset = _name(run), "target held out" if dataset == "test" else dataset
+        system, dataset = _name(run), dataset or "target held out"
     else:
+        metric = _known_metric(metric)
         own = changes(_said(before or [], metric), _said(after or [], metric), seed=seed)
         measured, system = metric.value, f"{(before or [])[0].stem} → {(after or [])[0].stem}"
     heard = hours_heard(own, read_hours(hours))
     found = gain_by_hours(own, heard, seed=seed)
     never = [name for name, value in heard.items() if value == 0]
     notes = [f"never heard: {', '.join(never)}"] if never else []
-    records = gain_records(found, system=system, dataset=dataset, metric=measured, seed=seed)
+    records = gain_records(found, system=system, dataset=dataset or "test", metric=measured, seed=seed)
     _finish(gain_page(found, records, system=system, metric=measured, notes=notes), out, "gain")
 
 
@@ -216,8 +218,8 @@ def transfer(
     adapted: Annotated[list[Path], typer.Option(help="the same of what was made of it")],
     dev_monolingual: Annotated[list[Path], typer.Option(help="of the monolingual models, on a development set")],
     dev_multilingual: Annotated[list[Path], typer.Option(help="of the shared model, on the same development set")],
-    metric: Metric = MetricChoice.per,
-    dataset: Dataset = "test",
+    metric: Annotated[MetricChoice, typer.Option(help="which errors of the predictions count")],
+    dataset: Dataset = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -241,7 +243,7 @@ def transfer(
             )
     found = transfer_and_interference(alone, shared, own, helped_by_sharing(dev_alone, dev_shared), seed=seed)
     names = {"multilingual": multilingual[0].stem, "adapted": adapted[0].stem}
-    records = transfer_records(found, **names, dataset=dataset, metric=metric.value, seed=seed)
+    records = transfer_records(found, **names, dataset=dataset or "test", metric=metric.value, seed=seed)
     notes = [
         f"{name}: {', '.join(group.languages) if group is not None else 'no language'}"
         for name, group in (("transfer", found.transfer), ("interference", found.interference))
@@ -256,8 +258,8 @@ def forgetting(
     after: Annotated[
         list[Path] | None, typer.Option(help="the same of an adapted system; as often as there are systems")
     ] = None,
-    metric: Metric = MetricChoice.per,
-    dataset: Dataset = "test",
+    metric: Metric = None,
+    dataset: Dataset = None,
     seed: Seed = 0,
     out: Out = None,
 ) -> None:
@@ -273,6 +275,7 @@ def forgetting(
     if (not runs) == (not before or not after) or (runs and (before or after)):
         raise ConfigError("give either `--run RUN`, or `--before FILE` and `--after FILE`")
     if runs:
+        _check_no_metric(metric)
         table, measured = {}, set()
         for name, path in zip(_names(runs), runs, strict=True):
             targets, sources, own_metric = adapted_gains(path)
@@ -282,9 +285,10 @@ def forgetting(
             raise ConfigError(f"runs were measured by {' and by '.join(sorted(measured))}; give those of one objective")
         told = measured.pop()
     else:
+        metric = _known_metric(metric)
         said = {name: _said([path], metric) for name, path in zip(_names(after or []), after or [], strict=True)}
         table, told = forgotten(_said(before or [], metric), said, seed=seed), metric.value
-    records = forgetting_records(table, dataset=dataset, metric=told, seed=seed)
+    records = forgetting_records(table, dataset=dataset or "test", metric=told, seed=seed)
     clear = [r for r in records if r.meta["p_holm"] < 0.05]
     notes = [f"{len(clear)} of {len(records)} changes are not chance at 5 % after Holm's correction"]
     _finish(forgetting_page(table, records, metric=told, notes=notes), out, "forgetting")
@@ -301,6 +305,24 @@ def _finish(page: LanguagePage, out: Path | None, name: str) -> None:
         console.print(note, highlight=False, markup=False)
     if out is not None:
         console.print(f"page: {page.write(out, name)}", highlight=False, markup=False)
+
+
+def _check_no_metric(metric: MetricChoice | None) -> None:
+    from isogloss.core.errors import ConfigError
+
+    if metric is not None:
+        raise ConfigError(
+            "`--metric` is of predictions; a run of `isogloss adapt` was measured by its objective: leave it out"
+        )
+
+
+def _known_metric(metric: MetricChoice | None) -> MetricChoice:
+    from isogloss.core.errors import ConfigError
+
+    if metric is None:
+        known = ", ".join(MetricChoice)
+        raise ConfigError(f"predictions do not say which errors count: give `--metric`, one of {known}")
+    return metric
 
 
 def _said(paths: Sequence[Path], metric: MetricChoice) -> dict[str, Any]:

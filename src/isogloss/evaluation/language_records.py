@@ -20,6 +20,7 @@ from isogloss.evaluation.tables import ResultRecord, read_results
 from isogloss.evaluation.under_masks import Lesions, Rise, Table
 
 _DIFFERENCES = {"masked_accuracy_difference": 1.0, "loss_difference": -1.0}  # which sign is better
+_FALLS = {"masked_accuracy_difference": "masked_error", "loss_difference": "loss"}  # what a gain is a fall of
 
 
 def overlap_records(
@@ -191,7 +192,7 @@ def forgetting_records(
 
 
 def adapted_gains(run: Path | str) -> tuple[dict[str, Estimate], dict[str, Estimate], str]:
-    """Return what a run of `isogloss adapt` gained on each target and source language, and in which metric (positive is better).
+    """Return what a run of `isogloss adapt` gained on each target and source language, and which error or loss fell by it.
 
     Read from the paired differences in its `results.jsonl`; `DataError` where it has none by language.
     """
@@ -210,7 +211,7 @@ def adapted_gains(run: Path | str) -> tuple[dict[str, Estimate], dict[str, Estim
         )
     if len(metrics) > 1:
         raise DataError(f"{path}: has differences in {' and '.join(sorted(metrics))}; give one run at a time")
-    return found["target held out"], found["source"], metrics.pop().removesuffix("_difference")
+    return found["target held out"], found["source"], _FALLS[metrics.pop()]
 
 
 def signed(estimate: Estimate, sign: float) -> Estimate:
