@@ -1,0 +1,278 @@
+"""Whole adaptations of encoders that depend on the language, of objectives that predict units, and on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import isogloss.adapt.run
+import training_fakes as fakes
+from isogloss.adapt._beside import beside, needs_controls
+from isogloss.adapt.base import AdaptRecipe, parse_adapt
+from isogloss.adapt.judge import HeldOutJudge
+from isogloss.adapt.run import adapt
+from isogloss.cli.main import main
+from isogloss.core.errors import ConfigError, DataError
+from isogloss.data.inputs import open_corpus
+from isogloss.data.units import UnitTable
+from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import edits_of
+from isogloss.encoders.presets import build_encoder, preset
+from isogloss.evaluation.subnetworks import mask_overlap, masks_of
+from isogloss.evaluation.tables import ResultRecord
+from isogloss.hub.load import load_encoder
+from isogloss.hub.save import save_model
+from isogloss.objectives.base import build_objective
+from small_corpus import speech_corpus
+
+pytestmark = pytest.mark.timeout(240)
+OBJECTIVE = {"name": "wav2vec2", "num_codes": 8, "target_width": 16, "final_width": 16, "num_negatives": 5}
+NUM_UNITS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold models of wav2vec 2.0 and HuBERT, a target corpus of languages a and b, and a source corpus of a and c."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, objective in (("model", OBJECTIVE), ("hubert", {"name": "hubert", "num_units": NUM_UNITS})):
+        torch.manual_seed(0)
+        encoder = build_encoder(preset("wave-tiny"))
+        save_model(folder / name, encoder, build_objective(objective, encoder), {})
+    speech_corpus(folder / "target", [9000 + 300 * i for i in range(20)], languages="ab")
+    source = speech_corpus(folder / "source", [9100 + 300 * i for i in range(8)], languages="ac")
+    for path in source.glob("*.wav"):  # recordings of its own, by name as well
+        path.rename(source / f"x{path.name}")
+    cuts = source / "cuts.jsonl"
+    cuts.write_text(cuts.read_text().replace('"u', '"xu'))
+    return folder
+
+
+def recipe_of(model: Path, target: Path, **sections: dict[str, Any]) -> AdaptRecipe:
+    defaults: dict[str, dict[str, Any]] = {
+        "adapt": {"heldout": 0.4, "patience": 9},
+        "start": {"model": str(model)},
+        "data": {"path": str(target), "seconds_per_update": 4.0, "micro_batch_seconds": 1.5, "max_seconds": 1.0}
+        | {"min_seconds": 0.1, "num_workers": 0, "bins_multiple_of": 2},
+        "optim": {"lr": 1e-2},
+        "schedule": {"shape": "constant"},
+        "training": {"updates": 2, "log_every": 1},
+        "method": {},
+    }
+    return parse_adapt({name: {**values, **sections.get(name, {})} for name, values in defaults.items()}, "test")
+
+
+def values(records: list[ResultRecord], system: str) -> dict[tuple[str, str], float]:
+    return {(r.dataset, r.metric): r.value for r in records if r.system == system and r.task != "quick probe"}
+
+
+MASKS = {"name": "subnetwork", "importance": "random", "sparsity": 0.5}
+
+
+def test_masks_that_were_not_trained_leave_the_weights_and_are_reported_against_the_dense_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    nothing = {"training": {"updates": 0}}
+    dense = adapt(recipe_of(folder / "model", folder / "target", **nothing), tmp_path / "dense")
+    masked = adapt(recipe_of(folder / "model", folder / "target", **nothing, method=MASKS), tmp_path / "masked")
+    assert values(masked.records, "before") == values(dense.records, "before")
+    assert values(masked.records, "after") != values(masked.records, "before")
+    start, model = (load_file(place / "model.safetensors") for place in (folder / "model", masked.model_dir))
+    assert start.keys() == model.keys()
+    assert all(torch.equal(model[name], tensor) for name, tensor in start.items())
+    assert mask_overlap(load_encoder(masked.model_dir)).sparsity_L == pytest.approx([0.5, 0.5], abs=1e-3)
+    for record in masked.records:
+        if record.task == "masked prediction":
+            assert "the language is known at test time" in record.notes
+    # ρ = 0 leaves nothing out: the dense model, bit for bit
+    none = {**MASKS, "sparsity": 0.0}
+    whole = adapt(recipe_of(folder / "model", folder / "target", **nothing, method=none), tmp_path / "whole")
+    assert values(whole.records, "after") == values(dense.records, "after")
+
+
+def test_forgetting_is_measured_on_languages_that_the_edits_do_not_know(folder: Path, tmp_path: Path) -> None:
+    target, source = folder / "target", folder / "source"
+    first = adapt(recipe_of(folder / "model", target, method=MASKS), tmp_path / "first", source=source)
+    again = recipe_of(first.model_dir, target, method={"name": "continued"})
+    second = adapt(again, tmp_path / "second", source=source)
+    for result in (first, second):
+        assert {"source", "source/a", "source/c"} <= {record.dataset for record in result.records}
+    assert load_encoder(second.model_dir).edits is not None
+
+
+def test_only_the_languages_that_are_named_are_heard_and_judged(folder: Path, tmp_path: Path) -> None:
+    asked = recipe_of(folder / "model", folder / "target", data={"languages": ["b"]})
+    result = adapt(asked, tmp_path, replay_data=folder / "source")
+    assert {record.dataset for record in result.records} == {"target held out", "target held out/b", "probe"}
+    for part in ("train", "choosing", "reporting"):
+        assert {cut.supervisions[0].language for cut in open_corpus(tmp_path / "corpus" / part)} == {"b"}
+    with pytest.raises(DataError, match="names fr, which"):
+        adapt(recipe_of(folder / "model", folder / "target", data={"languages": ["fr"]}), tmp_path / "no")
+
+
+def test_nothing_usable_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    speech_corpus(tmp_path / "short", [400, 400], languages="a")  # shorter than a frame
+    with pytest.raises(DataError, match="no utterance is as long as `min_seconds`"):
+        adapt(recipe_of(folder / "model", folder / "target"), tmp_path / "run", source=tmp_path / "short")
+
+
+def units_of(corpus: Path, table: Path) -> Path:
+    geometry = build_encoder(preset("wave-tiny")).geometry
+    random = torch.Generator().manual_seed(1)
+    labels = [
+        (cut.id, torch.randint(NUM_UNITS, (geometry.num_frames(cut.num_samples),), generator=random).tolist())
+        for cut in open_corpus(corpus)
+    ]
+    UnitTable.write(table, labels, geometry=geometry, num_units=NUM_UNITS)
+    return table
+
+
+def test_an_objective_with_units_replays_and_is_measured_on_source_audio(folder: Path, tmp_path: Path) -> None:
+    target = units_of(folder / "target", tmp_path / "target")
+    source = units_of(folder / "source", tmp_path / "source")
+    asked = recipe_of(folder / "hubert", folder / "target", data={"units": str(target)}, adapt={"replay": 0.5})
+    audio: dict[str, Any] = {"source": folder / "source", "replay_data": folder / "source"}
+    run = tmp_path / "run"
+    result = adapt(asked, run, **audio, replay_units=str(source), source_units=str(source))
+    assert "source/c" in {record.dataset for record in result.records}
+    joined = UnitTable(run / "corpus" / "units")
+    replayed = [cut.id for cut in open_corpus(run / "corpus" / "train") if cut.id.startswith("replay0-")]
+    assert replayed
+    for name in replayed:
+        assert torch.equal(joined.labels(name), UnitTable(source).labels(name.removeprefix("replay0-")))
+    own = next(cut.id for cut in open_corpus(run / "corpus" / "reporting"))
+    assert torch.equal(joined.labels(own), UnitTable(target).labels(own))
+    # without units of the other corpora nothing is computed
+    with pytest.raises(ConfigError, match=r"the replayed audio must have units too.*--replay-units"):
+        adapt(asked, tmp_path / "no", **audio, source_units=str(source))
+    with pytest.raises(ConfigError, match=r"the source audio must have units too.*--source-units"):
+        adapt(asked, tmp_path / "no", **audio, replay_units=str(source))
+    assert not (tmp_path / "no").exists()
+
+
+def test_sub_networks_are_shown_beside_their_controls_only(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    command = [
+        "adapt",
+        "--from",
+        str(folder / "model"),
+        "--data",
+        str(folder / "target"),
+        "--test",
+        str(folder / "source"),
+    ]
+    for setting in (
+        "adapt.heldout=0.4",
+        "data.seconds_per_update=6",
+        "data.micro_batch_seconds=1.5",
+        "data.max_seconds=1",
+    ):
+        command += ["--set", setting]
+    command += ["--set", "data.min_seconds=0.1", "--set", "data.num_workers=0", "--set", "training.updates=0"]
+
+    def call(name: str, *options: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--out", str(tmp_path / name), *options])
+        assert not left.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    found = ("--method", "subnetwork", "--set", "method.batches=1")
+    alone = call("found", *found)
+    assert "missing: random masks, one-hot" in alone
+    assert "masked_accuracy" not in alone
+    random = call("random", "--method", "subnetwork", "--set", "method.importance=random")
+    assert "before" in random
+    assert "missing: one-hot" in call("found", *found, "--beside", str(tmp_path / "random"))
+    call("told", "--method", "one_hot")
+    shown = call("found", *found, "--beside", str(tmp_path / "random"), "--beside", str(tmp_path / "told"))
+    assert "missing" not in shown
+    for name in ("taylor masks", "random masks", "one-hot"):
+        assert name in shown
+    summary = json.loads((tmp_path / "random" / "adapt.json").read_text())
+    assert not needs_controls(summary["method"])
+    summary["planned_updates"] = 7
+    (tmp_path / "random" / "adapt.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match="must have the same number of updates"):
+        beside(tmp_path / "found", [tmp_path / "random"])
+
+
+class Last(HeldOutJudge):
+    """Finds that the last update is the best."""
+
+    def best(self, last: int) -> int:
+        return last
+
+
+def adapt_main(model: str, target: str, run: str, parallel: str, environment: dict[str, str]) -> None:
+    """Adapt in a process of a group."""
+    os.environ.update(environment)
+    sys.stderr = Path(f"{run}.{environment['RANK']}.err").open("w")  # noqa: SIM115
+    recipe = recipe_of(Path(model), Path(target), method=MASKS, training={"parallel": parallel, "timeout_seconds": 60})
+    isogloss.adapt.run.HeldOutJudge = Last  # type: ignore[attr-defined,misc]
+    adapt(recipe, run)
+
+
+def test_masks_are_adapted_alike_by_one_process_two_ddp_ranks_and_two_fsdp2_ranks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isogloss.adapt.run.HeldOutJudge", Last)
+    one = adapt(recipe_of(folder / "model", folder / "target", method=MASKS), tmp_path / "one")
+    for parallel in ("ddp", "fsdp2"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = [
+            fakes.SERVER.Process(
+                target=adapt_main,
+                args=(
+                    str(folder / "model"),
+                    str(folder / "target"),
+                    str(tmp_path / parallel),
+                    parallel,
+                    {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                ),
+            )
+            for rank in range(2)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(110)
+            alive = rank.is_alive()
+            if alive:
+                rank.kill()
+            assert rank.exitcode == 0, [path.read_text() for path in tmp_path.glob(f"{parallel}.*.err")]
+        summary = json.loads((tmp_path / parallel / "adapt.json").read_text())
+        assert summary["chosen_update"] == one.step == 2
+        assert summary["held_out_best"] == pytest.approx(one.summary["held_out_best"], abs=0.02)
+        mine, theirs = load_encoder(tmp_path / parallel / "model"), load_encoder(one.model_dir)
+        assert unused_weights(mine) == unused_weights(theirs) > 0
+        for (name, tensor), other in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)
+            else:
+                assert torch.equal(tensor, other), name
+
+
+def unused_weights(encoder: Encoder) -> int:
+    """Return how many weights no language uses; each must be as it was at the start of these tests."""
+    torch.manual_seed(0)
+    start = build_encoder(preset("wave-tiny")).state_dict()
+    assert edits_of(encoder)
+    num = 0
+    for name, edit in masks_of(encoder).items():
+        unused = ~(edit.mask(0) | edit.mask(1))
+        weight = encoder.state_dict()[f"{name}.weight"]
+        assert torch.equal(weight[unused], start[f"{name}.weight"][unused]), "a weight of no language has moved"
+        num += int(unused.sum())
+    return num
