@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from isogloss.benchmark.measure import Measured, System, TestBed, measure
@@ -34,6 +35,7 @@ from isogloss.evaluation.spectral import SpectralSource
 from isogloss.evaluation.tables import ResultRecord, write_results
 from isogloss.evaluation.units import UnitQuality, unit_quality
 from isogloss.hub.load import load_encoder
+from isogloss.nn.filterbank import SAMPLE_RATE
 from isogloss.training.recipe import parse_recipe
 
 SIZES = BedSizes(phone_seconds=1200.0, abx_seconds=240.0, seconds_per_voice=6.0)
@@ -117,7 +119,7 @@ def table_quality(folder: Path, cuts: Sequence[Any]) -> UnitQuality:
     inventory = Inventory.of([item.symbol for item in alignment_items(cut)] for cut in cuts)
     units = [table.labels(cut.id).numpy() for cut in cuts]
     phones = [
-        frame_labels(cut, [(table.first_center + table.hop * k) / 16000 for k in range(len(own))], inventory)
+        frame_labels(cut, (table.first_center + table.hop * np.arange(len(own))) / SAMPLE_RATE, inventory)
         for cut, own in zip(cuts, units, strict=True)
     ]
     return unit_quality(units, phones, speakers=[speaker_of(cut) for cut in cuts])
@@ -132,7 +134,7 @@ def report(measured: Measured, tables: dict[str, UnitQuality]) -> str:
     heads = ["phones % ↑", "ABX, within speaker % ↓", "ABX, across speaker % ↓", "PNMI of 50 new units ↑"]
     parts = [
         [["", "layer", *heads], *(row(name, measured.records) for name in names)],
-        [["difference", "layer", *heads], *(row(name, measured.differences) for name in differences)],
+        [["difference", "layer", *heads[:3]], *(row(name, measured.differences) for name in differences)],
         [
             ["units that were trained on", "PNMI", "phone purity", "cluster purity"],
             *(
@@ -158,6 +160,8 @@ def row(name: str, records: Sequence[ResultRecord]) -> list[str]:
     sign = "+" if " − " in name else ""
     cells = []
     for task, scale in TASKS.items():
+        if task not in own:  # PNMI has no paired difference
+            continue
         digits = 1 if scale == 100 else 3
         value, low, high = (scale * x for x in (own[task].value, own[task].low, own[task].high))
         cells.append(f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]")

@@ -96,6 +96,7 @@ def pair(values_ND: Tensor, args: argparse.Namespace, settings: str, seed: int) 
     for key in ("ours", "theirs") if seed % 2 else ("theirs", "ours"):
         wall, cpu, centroids_CD = timed(fits[key])
         found[key] = {"wall": wall, "cpu": cpu, "inertia": inertia(values_ND, centroids_CD)}
+        print(settings, seed, key, found[key], flush=True)
     found["equal"] = {**found["ours"], "effort": EFFORTS[0]}
     for effort in EFFORTS[1:]:
         if found["equal"]["inertia"] > found["theirs"]["inertia"]:
