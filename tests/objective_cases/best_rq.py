@@ -8,7 +8,7 @@ import math
 from objective_cases import CONFORMER, Case
 
 SMALL = {"name": "best_rq", "num_codes": 200, "start_probability": 0.04, "mask_span": 16}
-BEGINS = {"prediction_loss": (math.log(200), 0.05)}
+BEGINS = {"prediction_loss": (math.log(200), 0.1)}
 _IDLE = ("mask_embedding_D",)  # noise is put in its place
 
 CASES = {
@@ -24,7 +24,7 @@ CASES = {
     "published": Case(
         SMALL | {"num_codes": 8192},
         CONFORMER,
-        {"prediction_loss": (math.log(8192), 0.05)},
+        {"prediction_loss": (math.log(8192), 0.1)},
         learns=None,
         idle=_IDLE,
     ),
