@@ -13,7 +13,7 @@ from isogloss.benchmark.charts import Interval, interval_chart, scatter_chart, s
 from isogloss.benchmark.heat_map import heat_map
 from isogloss.benchmark.report import Report
 from isogloss.evaluation.bootstrap import Estimate
-from isogloss.evaluation.language_reports import GainByHours, LanguageCounts, TransferReport, error_rate
+from isogloss.evaluation.language_reports import GainByHours, TransferReport
 from isogloss.evaluation.subnetworks import Overlap
 from isogloss.evaluation.tables import ResultRecord, footnotes, is_percent, rows, write_results
 from isogloss.evaluation.under_masks import Lesions, Table, rise_of
@@ -245,10 +245,3 @@ def _interval(label: str, estimate: Estimate, scale: float, *, emphasis: bool = 
 
 def _mean_off_diagonal(values_LL: np.ndarray) -> float:
     return float(values_LL[~np.eye(len(values_LL), dtype=bool)].mean())
-
-
-def rates_table(systems: Mapping[str, Mapping[str, LanguageCounts]]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the error rates of systems by language, in percent."""
-    languages = list(next(iter(systems.values())))
-    body = [[name, *(f"{100 * error_rate(own[name]):.1f}" for own in systems.values())] for name in languages]
-    return ["language", *systems], body
