@@ -196,6 +196,19 @@ def test_batch_norm_sees_real_frames_in_training_and_its_store_in_evaluation() -
     assert torch.equal(ours.running_mean, before)
 
 
+def test_a_frozen_batch_norm_is_the_one_of_evaluation_and_a_pass_without_gradients_moves_nothing() -> None:
+    torch.manual_seed(0)
+    norm, values_ND = FrameBatchNorm(5), torch.randn(11, 5) * 2 + 1
+    with torch.no_grad():
+        norm(values_ND)
+    step_statistics(norm)
+    assert torch.equal(norm.running_mean, torch.zeros(5))
+    norm.requires_grad_(False)
+    torch.testing.assert_close(norm(values_ND), values_ND / (1 + norm.eps) ** 0.5)
+    step_statistics(norm)
+    assert torch.equal(norm.running_mean, torch.zeros(5))
+
+
 def test_stored_statistics_of_an_update_do_not_depend_on_how_it_was_divided_or_recomputed() -> None:
     torch.manual_seed(0)
     divided, recomputed = FrameBatchNorm(5), FrameBatchNorm(5)

@@ -21,6 +21,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import build_encoder
 from isogloss.nn.batch_norm import FrameBatchNorm
 from isogloss.objectives.base import Objective, Trainable, build_objective
+from isogloss.training.parallel import Learner
 from objective_cases import BATCH, all_cases, speech
 from objective_ranks import SHARDED, TWO_BINS, trace, trace_on_two_ranks
 
@@ -108,6 +109,25 @@ def test_loss_gradient_and_state_are_sums_over_parts_of_a_batch_where_they_are_s
         parts = objective(encoder, batch.select([0, 1])) + objective(encoder, batch.select([2, 3]))
         differences.append(abs(float(parts.total.detach() / whole_terms.total.detach() - 1)))
     assert max(differences) > 1e-5  # or it should say that it is
+
+
+@every_case
+def test_an_update_that_is_left_out_and_an_evaluation_leave_nothing_behind(case: str) -> None:
+    """A checkpoint that falls between two updates holds all there is; and what is only measured does not train."""
+    states = []
+    for kind in ("nothing", "left out", "evaluated"):
+        objective, encoder = build(case)
+        learner = Learner(encoder, objective)
+        if kind == "left out":
+            learner(speech(BATCH, encoder=encoder))
+            learner.forget_update()
+        elif kind == "evaluated":
+            learner.eval()(speech(BATCH, encoder=encoder))
+            learner.train()
+        learner.after_step(0.5)
+        states.append(learner.state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(state[name], tensor) for name, tensor in states[0].items())
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,8 @@ def test_parts_predict_the_units_of_the_one_table_that_a_batch_has() -> None:
     assert of_labels.num_units == 7
     assert of_labels.get_parameter("parts.mixed.heads.0.embeddings_CF").shape[0] == 7
     assert built()[0].num_units is None
+    with pytest.raises(ConfigError, match="num_units"):  # no part predicts any
+        build_objective({"name": "multi", "parts": PARTS, "num_units": 7}, build_encoder(WAVE))
     parts["mixed"] = {"objective": wavlm.SMALL | {"num_units": 7}}
     with pytest.raises(ConfigError, match=r"equally many units.*\[7, 12\]"):
         build_objective({"name": "multi", "parts": parts}, build_encoder(WAVE))

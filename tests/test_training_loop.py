@@ -145,11 +145,13 @@ def test_non_finite_updates_are_skipped_named_and_stop_the_run_after_three(corpu
         seen.extend(batch.ids)
         return "utterance_003" in batch.ids
 
-    fakes.run(fakes.make_job(corpus, updates=12, poison=poison), tmp_path / "some")
+    job, forgotten = fakes.make_job(corpus, updates=12, poison=poison), []
+    job.learner.forget_update = lambda: forgotten.append(1)  # type: ignore[method-assign]
+    fakes.run(job, tmp_path / "some")
     rows = fakes.read_log(tmp_path / "some", "skip")
     assert rows
     assert all("utterance_003" in row["utterances"] and row["reason"] == "a non-finite loss" for row in rows)
-    assert len(rows) == seen.count("utterance_003")
+    assert len(rows) == seen.count("utterance_003") == len(forgotten)
     assert all(math.isfinite(loss) for loss, *_ in fakes.curve(tmp_path / "some").values())
     with pytest.raises(TrainingError, match="4 updates in a row had a non-finite loss, the last one with utterance_"):
         fakes.run(fakes.make_job(corpus, poison=lambda batch: True), tmp_path / "all")

@@ -29,4 +29,6 @@ def one_thread() -> Iterator[None]:
 @functools.cache
 def _controller() -> ThreadpoolController:
     """Look once for the libraries that are loaded: looking takes longer than a small fit."""
+    import scipy.linalg  # noqa: F401  # else a BLAS that SciPy loads later would not be found
+
     return ThreadpoolController()

@@ -16,7 +16,8 @@ class FrameBatchNorm(nn.Module):
     normalised by the mean and variance of all frames of the micro-batch. The stored statistics move once an update
     (`step_statistics`), with `momentum`, to those of all frames that it had on all ranks: so they are the same on every rank, the
     same for one process, two processes and two accumulation steps, and a block that is recomputed in the backward pass moves
-    them no further. A stream of fewer than two rows has no variance and takes the stored ones in training too.
+    them no further. A stream of fewer than two rows has no variance and takes the stored ones in training too, and so does a
+    norm whose weight is frozen: what is frozen does not change. A pass without gradients (a head that learns alone) moves nothing.
     """
 
     def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -34,14 +35,15 @@ class FrameBatchNorm(nn.Module):
 
     def forward(self, values_ND: Tensor) -> Tensor:
         """Normalise each channel."""
-        if not self.training or len(values_ND) < 2:
+        if not self.training or not self.weight.requires_grad or len(values_ND) < 2:
             return F.batch_norm(
                 values_ND, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         # With a momentum of 1 they become those of the micro-batch.
         mean_D, variance_D = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         normed_ND = F.batch_norm(values_ND, mean_D, variance_D, self.weight, self.bias, True, 1.0, self.eps)
-        self._collect(len(values_ND), mean_D, variance_D)
+        if torch.is_grad_enabled():
+            self._collect(len(values_ND), mean_D, variance_D)
         return normed_ND
 
     @torch.no_grad()
@@ -62,14 +64,28 @@ class FrameBatchNorm(nn.Module):
         share = self.momentum * (seen_E[0] > 0)
         self.running_mean.add_(share * shift_D)
         self.running_var.add_(share * (squares_D - shift_D.square() - self.running_var))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was collected since the last step."""
         self._seen_E = None
 
 
 def step_statistics(module: nn.Module) -> None:
     """Move the stored statistics of all batch norms in a module by the update that is done; every rank must call it."""
-    norms = [part for part in module.modules() if isinstance(part, FrameBatchNorm)]
+    norms = _norms(module)
     if not norms:
         return
     parts = [norm.seen() for norm in norms]
     for norm, seen_E in zip(norms, sum_over_ranks(torch.cat(parts)).split([len(part) for part in parts]), strict=True):
         norm.step(seen_E)
+
+
+def forget_statistics(module: nn.Module) -> None:
+    """Drop what the batch norms in a module collected for an update that is left out."""
+    for norm in _norms(module):
+        norm.forget()
+
+
+def _norms(module: nn.Module) -> list[FrameBatchNorm]:
+    return [part for part in module.modules() if isinstance(part, FrameBatchNorm)]

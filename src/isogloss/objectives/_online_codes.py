@@ -151,6 +151,10 @@ class OnlineCodes(Objective):
         self.progress.fill_(progress)
         self.codebook.step()
 
+    def forget_update(self) -> None:
+        """Drop the frames of an update that is left out."""
+        self.codebook.forget()
+
     def follow(self, encoder: Encoder, progress: float) -> None:
         """Average the encoder into the teacher; once it is frozen, hold the convolutions that both read."""
         if self._is_frozen(progress):

@@ -83,6 +83,12 @@ class Objective(nn.Module, ABC):
         Every rank calls it. An objective made of others passes it on.
         """
 
+    def forget_update(self) -> None:
+        """Drop what the forward passes of an update collected for `after_step`: the update is left out.
+
+        An objective that keeps sums between the two has this, so that a checkpoint need not hold them.
+        """
+
     def take_heads(self, tensors: Mapping[str, Tensor]) -> HeadReport:
         """Copy heads from tensors that bear this objective's own names; name the taken and the fresh ones."""
         own = self.state_dict()

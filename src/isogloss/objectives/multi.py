@@ -57,6 +57,14 @@ class Part(PlainConfig):
         return config.model_dump(mode="json")
 
 
+def _predicts_units(tree: Any) -> bool:
+    """True if these are settings of an objective that predicts units; what is wrong with them is told where they are read."""
+    try:
+        return isinstance(tree, dict) and "num_units" in type(parse_objective(tree)).model_fields
+    except ConfigError:
+        return False
+
+
 class Config(ObjectiveConfig):
     """`parts`, by names of one's own: `[objective.parts.NAME]` with `weight`, `on` and `[objective.parts.NAME.objective]`."""
 
@@ -81,14 +89,15 @@ class Config(ObjectiveConfig):
         """Give `num_units`, which a recipe's [labels] sets, to every part that predicts units."""
         if not isinstance(tree, dict) or "num_units" not in tree or not isinstance(tree.get("parts"), dict):
             return tree
-        tree = dict(tree)
-        num_units, parts = tree.pop("num_units"), {}
-        for name, part in tree["parts"].items():
-            parts[name] = part
-            own = part.get("objective") if isinstance(part, dict) else None
-            if isinstance(own, dict) and "num_units" in type(parse_objective(own)).model_fields:
-                parts[name] = part | {"objective": own | {"num_units": num_units}}
-        return tree | {"parts": parts}
+        units = {"num_units": tree["num_units"]}
+        takers = {
+            name: part | {"objective": part["objective"] | units}
+            for name, part in tree["parts"].items()
+            if isinstance(part, dict) and _predicts_units(part.get("objective"))
+        }
+        if not takers:
+            return tree  # where it is an unknown key, as in any objective without units
+        return {key: value for key, value in tree.items() if key != "num_units"} | {"parts": tree["parts"] | takers}
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with every part's completed."""
@@ -146,7 +155,8 @@ class Multi(Objective):
         total = torch.zeros((), device=self.sums.device)
         metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         idle: list[nn.Parameter] = []
-        self._seen[0] += size
+        if self.training:
+            self._seen[0] += size
         for number, (name, part) in enumerate(self._named(), 1):
             chosen = routed(batch, self.config.parts[name].on)
             if not chosen:
@@ -154,7 +164,8 @@ class Multi(Objective):
                 metrics |= {f"{name}/{watch.metric}": (0.0, 0.0) for watch in part.watches}
                 continue
             terms: LossTerms = part(encoder, batch if len(chosen) == size else batch.select(chosen))
-            self._seen[number] += terms.num_targets
+            if self.training:
+                self._seen[number] += terms.num_targets
             total = (
                 total + self.config.parts[name].weight * self._per_target(number, terms.num_targets, size) * terms.total
             )
@@ -179,6 +190,12 @@ class Multi(Objective):
             self.sums.mul_(DECAY).add_(seen)
         for _, part in self._named():
             part.after_step(progress)
+
+    def forget_update(self) -> None:
+        """Drop the counts of an update that is left out, and let the parts drop theirs."""
+        self._seen = [0.0] * len(self._seen)
+        for _, part in self._named():
+            part.forget_update()
 
     def follow(self, encoder: Encoder, progress: float) -> None:
         """Let the parts' teachers follow."""

@@ -71,5 +71,9 @@ class OnlineCodebook(nn.Module):
             torch.where(is_used_GC.unsqueeze(2), self.sums_GCD.lerp(sums_GCD, 1 - self.decay), self.sums_GCD)
         )
         self.counts_GC.copy_(torch.where(is_used_GC, self.counts_GC.lerp(counts_GC, 1 - self.decay), self.counts_GC))
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was collected since the last step."""
         self.new_sums_GCD.zero_()
         self.new_counts_GC.zero_()

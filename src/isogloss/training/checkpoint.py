@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from isogloss.core.dist import copy_into, full_tensor
@@ -83,7 +83,7 @@ def load_tensors(folder: Path, learner: nn.Module, optimizer: torch.optim.Optimi
 
 
 class Checkpoints:
-    """The checkpoints of one run: save, find the newest good one, forget all but the `keep` newest. One process writes."""
+    """The checkpoints of one run: save, find the newest good one, forget all but the `keep` newest and the spared. One process writes."""
 
     def __init__(self, run_dir: Path, keep: int = 3) -> None:
         self.folder = run_dir / "checkpoints"
@@ -125,7 +125,7 @@ class Checkpoints:
             temporary.rename(target)
             _sync(self.folder)
             self._point_to(target)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"{target}: could not be saved: {error}") from None

@@ -14,7 +14,7 @@ from isogloss.core.types import SpeechBatch
 from isogloss.data.loader import Update
 from isogloss.training.logging import RunLog
 
-MAX_IN_ROW = 3  # updates with a non-finite loss or gradient; one more stops the run
+MAX_IN_ROW = 3  # updates that are left out; one more stops the run
 _SHOWN = 20
 
 
@@ -35,9 +35,13 @@ def leave_out(
     log.write("skip", step, reason=reason, utterances=names)
     log.say("warning", step, f"update {step} skipped: {reason}; among these utterances: {shown}")
     if in_row > MAX_IN_ROW:
+        usually = (
+            "the learning rate is too high, or a recording holds NaN or huge samples (`isogloss corpus audit` finds them)"
+            if has_targets
+            else "the utterances are too short for the masks, or have no labels; raise `data.min_seconds`, or look at the labels"
+        )
         raise TrainingError(
-            f"{in_row} updates in a row had {reason}, the last one with {shown}; usually because the learning rate is too high, or a "
-            "recording holds NaN or huge samples (`isogloss corpus audit` finds them)"
+            f"{in_row} updates in a row had {reason}, the last one with {shown}; usually because {usually}"
         )
 
 

@@ -216,6 +216,7 @@ class Loop:
         now.audio_seconds += sums.audio_seconds
         if num_bad or not sums.num_targets:
             now.skipped_in_row += 1
+            self.learner.forget_update()
             has_targets = bool(sums.num_targets)
             leave_out(update, losses, has_targets=has_targets, step=now.step, in_row=now.skipped_in_row, log=self.log)
         else:

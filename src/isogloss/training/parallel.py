@@ -18,7 +18,7 @@ from isogloss.core import dist
 from isogloss.core.errors import IsoglossError, TrainingError
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
-from isogloss.nn.batch_norm import step_statistics
+from isogloss.nn.batch_norm import forget_statistics, step_statistics
 from isogloss.objectives.base import Objective, Trainable
 from isogloss.training.provenance import usable_cores
 
@@ -50,6 +50,12 @@ class Learner(nn.Module):
         self.trainable.after_step(progress)
         if isinstance(self.objective, Objective):
             self.objective.follow(self.encoder, progress)
+
+    def forget_update(self) -> None:
+        """Drop what the micro-batches of an update that is left out have left behind."""
+        forget_statistics(self.encoder)
+        if isinstance(self.objective, Objective):
+            self.objective.forget_update()
 
 
 def parallelize(learner: Learner, parallel: Parallel, device: torch.device) -> nn.Module:
