@@ -184,3 +184,6 @@ def test_encoders_that_cannot_learn_it_are_refused() -> None:
         pair("vq_wav2vec", commitment=0.5)
     with pytest.raises(ConfigError, match="gumbel_temperature_end` has no effect with"):
         pair("vq_wav2vec", quantizer="kmeans", gumbel_temperature_end=1.0)
+    with pytest.raises(ConfigError, match="gumbel_temperature_start` has no effect with"):
+        pair("vq_wav2vec", quantizer="kmeans", gumbel_temperature_start=3.0)
+    pair("vq_wav2vec", quantizer="kmeans", gumbel_temperature_start=0.5)  # a model that goes on starts at the end

@@ -74,10 +74,12 @@ class VqWav2Vec(WithTemperature):
             raise ConfigError(
                 '`objective.diversity_weight` must be 0 with `encoder.quantizer` "kmeans", whose codes have no probabilities'
             )
-        others = {
-            "gumbel": config.changed("kmeans_weight", "commitment"),
-            "kmeans": config.changed("gumbel_temperature_end", "temperature_decay_fraction"),
-        }
+        temperature = ["gumbel_temperature_end", "temperature_decay_fraction"]
+        if (
+            config.gumbel_temperature_start != config.gumbel_temperature_end
+        ):  # as it is where a model goes on (`continued`)
+            temperature.append("gumbel_temperature_start")
+        others = {"gumbel": config.changed("kmeans_weight", "commitment"), "kmeans": config.changed(*temperature)}
         if unused := others[encoder.config.quantizer]:
             raise ConfigError(
                 f'`objective.{unused[0]}` has no effect with `encoder.quantizer` "{encoder.config.quantizer}"; leave it out'
