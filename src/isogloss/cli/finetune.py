@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def finetune(
-    task: Annotated[str, typer.Argument(help="a task (asr, …), or a TOML file with a [task]")],
+    task: Annotated[str, typer.Argument(help="a task (asr, …), or a TOML file with a \\[task]")],
     out: Annotated[Path, typer.Option(help="folder of the run: checkpoints, log.jsonl, model/")],
     start: Annotated[
         Path | None, typer.Option("--from", help="a model: isogloss or Hugging Face folder, fairseq .pt")

@@ -23,7 +23,8 @@ class FeatureChoice(StrEnum):
 def label(
     out: Annotated[Path, typer.Option(help="folder of the table of units")],
     recipe: Annotated[
-        str | None, typer.Argument(help="a recipe whose [labels] section and corpus are used; else the options say all")
+        str | None,
+        typer.Argument(help="a recipe whose \\[labels] section and corpus are used; else the options say all"),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="prepared corpus, cuts file or Shar folder")] = None,
     features: Annotated[

@@ -45,12 +45,12 @@ def pretrain(
     probe_every: Annotated[int, typer.Option(help="updates between two probes", min=1)] = 1000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
 ) -> None:
-    """Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
+    r"""Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
 
     With --from the encoder, its weights and the heads that it has come from that model; what was taken and what was made afresh
     is said, and written to `start.json`. Schedule and optimiser start anew.
 
-    A recipe with [labels] makes units first; one with [[iterations]] labels and trains in turn, in RUN/1, RUN/2, ….
+    A recipe with \[labels] makes units first; one with [\[iterations]] labels and trains in turn, in RUN/1, RUN/2, ….
 
     Several processes: `torchrun --nproc-per-node N -m isogloss pretrain …`. Exit codes: 0 all is done and saved, 143 (SIGTERM),
     130 (Ctrl-C) and 75 (SIGUSR1: requeue me) saved and resumable, 76 stood still, 2 a mistake in the recipe, 1 anything else.
