@@ -141,3 +141,22 @@ def test_a_corpus_of_unknown_languages_only() -> None:
     calibration = Calibration(temperature=1.0, threshold=math.log(0.5), how="by hand")
     records = identification_records(unknown, system="s", task="t", dataset="d", calibration=calibration)
     assert [(record.metric, record.value) for record in records] == [("false_acceptance", 0.0)]
+
+
+def test_the_gap_to_another_corpus_is_over_the_languages_that_both_test() -> None:
+    from isogloss.evaluation.identification import domain_gap
+
+    def corpus(labels: str, right: float) -> Scored:
+        scores = np.full((len(labels), 3), -2.0)
+        for row, label in enumerate(labels):
+            hit = row % 10 < 10 * right
+            scores[row, ("abc".index(label) + (0 if hit else 1)) % 3] = -0.1
+        return Scored(tuple("abc"), list(labels), scores, np.full(len(labels), 4.0), [None] * len(labels))
+
+    near, far = corpus("a" * 20 + "b" * 20, 0.9), corpus("a" * 20 + "b" * 20 + "c" * 40, 0.4)
+    gap = domain_gap(near, far, system="s", task="lid", datasets=("near", "far"))
+    assert gap is not None
+    assert gap.value == pytest.approx(0.5)
+    assert 0 < gap.low < 0.5 < gap.high
+    assert gap.meta["languages"] == ["a", "b"]
+    assert domain_gap(near, corpus("c" * 10, 0.5), system="s", task="lid", datasets=("near", "far")) is None
