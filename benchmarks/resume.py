@@ -1,6 +1,6 @@
 """Reliability of training, measured: resume from every update, random kills, flipped bits, signals, ranks; prints a table.
 
-OMP_NUM_THREADS=1 python benchmarks/resume.py            # everything, some 20 minutes on two cores
+OMP_NUM_THREADS=1 python benchmarks/resume.py            # everything, some 40 minutes on two cores
 OMP_NUM_THREADS=1 python benchmarks/resume.py --quick    # a tenth of it
 """
 
@@ -228,7 +228,7 @@ def main() -> None:
             for o in OBJECTIVES
             for w in (0, 2)
         ),
-        ("random kill -9", lambda d, c: kills(d, c, 2 if quick else 5, 2 if quick else 5, 30 if quick else 150)),
+        ("random kill -9", lambda d, c: kills(d, c, 2 if quick else 25, 2, 30 if quick else 60)),
         ("one flipped bit", lambda d, c: flips(d, c, 50 if quick else 500)),
         ("SIGTERM, SIGINT, SIGUSR1", lambda d, c: signals(d, c, 3 if quick else 24)),
         ("SIGTERM to one of two ranks", lambda d, c: one_rank(d, c, 2 if quick else 10)),
