@@ -75,9 +75,8 @@ class VqWav2Vec(WithTemperature):
                 '`objective.diversity_weight` must be 0 with `encoder.quantizer` "kmeans", whose codes have no probabilities'
             )
         temperature = ["gumbel_temperature_end", "temperature_decay_fraction"]
-        if (
-            config.gumbel_temperature_start != config.gumbel_temperature_end
-        ):  # as it is where a model goes on (`continued`)
+        # Where a model goes on (`continued`), start and end are one, which nobody chose.
+        if config.gumbel_temperature_start != config.gumbel_temperature_end:
             temperature.append("gumbel_temperature_start")
         others = {"gumbel": config.changed("kmeans_weight", "commitment"), "kmeans": config.changed(*temperature)}
         if unused := others[encoder.config.quantizer]:
