@@ -304,6 +304,30 @@ def test_preemptions_never_cost_the_best_checkpoint(corpus: Path, tmp_path: Path
     assert tensors_hash(model) == tensors_hash(best)
 
 
+def test_a_run_stops_at_once_where_its_best_update_cannot_be_saved(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"updates": 6, "keep": 1, "checkpoint_every": 2}
+    fakes.run(fakes.make_job(corpus, **options), tmp_path / "whole", judge=Remembering(4))
+    refused, real = [4], Checkpoints.save
+
+    def refuse(self: Checkpoints, step: int, *rest: Any, **more: Any) -> Path:
+        if step in refused:
+            raise CheckpointError("the disk is full")
+        return real(self, step, *rest, **more)
+
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"the disk is full; .* without update 4, the best .* make room and resume"
+    ):
+        fakes.run(fakes.make_job(corpus, **options), tmp_path / "run", judge=Remembering(4))
+    assert Checkpoints(tmp_path / "run").steps() == [2]
+    refused.clear()
+    fakes.run(fakes.make_job(corpus, **options), tmp_path / "run", judge=Remembering(4))
+    found, whole = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole"))
+    assert tensors_hash(found) == tensors_hash(whole)
+
+
 def test_a_best_checkpoint_that_is_damaged_or_gone_is_told_and_never_becomes_the_model(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -174,8 +174,8 @@ def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> Recipe:
     own = recipe.recipe
     per_pass = CorpusIndex.open(mixture.train).seconds / own.data.seconds_per_update
     every = max(1, round(recipe.adapt.evaluate_every * per_pass))
-    # The best update lies at most `patience` measurements back; one more is the last update of a run.
-    schedule = {"probe_every": every, "checkpoint_every": every, "keep": recipe.adapt.patience + 3}
+    # However many checkpoints are kept, the loop spares the best.
+    schedule = {"probe_every": every, "checkpoint_every": every}
     return own.model_copy(
         update={
             "data": own.data.model_copy(update={"path": str(mixture.train), "languages": None}),

@@ -279,13 +279,13 @@ class Loop:
         self.log.write("probe", self.now.step, results=results)
 
     def _leave(self, code: int) -> None:
-        self.save()
+        self.save(leaves=True)
         step = self.now.step
         saved = f"saved update {step}" if self.saver.saved_step == step else f"update {step} could NOT be saved"
         raise PreemptedError(f"stopped by a signal; {saved} in {self.saver.folder}; resume with the same command", code)
 
-    def save(self) -> None:
-        """Commit a checkpoint of where the run is."""
+    def save(self, *, leaves: bool = False) -> None:
+        """Commit a checkpoint of where the run is; a run that leaves computes what could not be saved again when it resumes."""
         state: dict[str, Any] = {
             **self.now.tree(),
             "config": self.job.config,
@@ -297,7 +297,8 @@ class Loop:
         }
         # Every preemption adds a checkpoint: however many there were, the one that may become the model stays.
         best = () if self.judge is None else (self.judge.best(self.now.step),)
-        self.saver.save(self.now.step, self.learner, self.optimizer, state, spare=best)
+        is_needed = self.now.step in best and not leaves
+        self.saver.save(self.now.step, self.learner, self.optimizer, state, spare=best, is_needed=is_needed)
 
     def load(self, folder: Path) -> None:
         """Continue from a verified checkpoint."""

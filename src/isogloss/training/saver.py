@@ -34,11 +34,12 @@ class Saver:
         state: Mapping[str, Any],
         *,
         spare: tuple[int, ...] = (),
+        is_needed: bool = False,
     ) -> None:
         """Commit a checkpoint, unless this step has one; those of `spare` are not forgotten for it.
 
-        A disk that refuses it is warned about, and is a `CheckpointError` at the third time in a row. Weights that are not finite
-        are never saved: `TrainingError`.
+        A disk that refuses it is warned about, and is a `CheckpointError` at the third time in a row; at the first where the
+        checkpoint `is_needed`. Weights that are not finite are never saved: `TrainingError`.
         """
         if self.saved_step == step:
             return
@@ -64,6 +65,10 @@ class Saver:
             self.saved_step, self._failed = step, 0
             self._log.write("checkpoint", step, message=str(self.checkpoints.path(step)))
             return
+        if is_needed:
+            raise CheckpointError(
+                f"{problem}; the run cannot go on without update {step}, the best on held-out audio so far: make room and resume"
+            )
         self._failed += 1
         self._log.say("warning", step, f"{problem}; the run goes on and will try again")
         if self._failed >= MAX_FAILED:
