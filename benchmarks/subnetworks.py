@@ -1,6 +1,6 @@
 """Sub-networks per language beside their rivals and controls, on real speech: phone error, cost, overlap, lesions.
 
-    python benchmarks/subnetworks.py --debian CORPUS --field FOLDER --out RUN [--budget small|full] [--seed 1]
+    python benchmarks/subnetworks.py --debian CORPUS --field FOLDER --out RUN [--budget small|medium|full] [--seed 1]
 
 CORPUS is what `isogloss corpus prepare debian` made; FOLDER holds corpora of other languages, one folder each, in any form that
 isogloss opens. What is done is found in RUN and not done again. One dense multilingual model learns phones by CTC; from it every
@@ -119,6 +119,19 @@ BUDGETS = {
         batches=40,
         probe_seconds=10.0,
         arms=("dense", "S3Net", "random masks", "one-hot", "adapters"),
+    ),
+    "medium": Budget(
+        dict.fromkeys(SMALL_MINUTES, 60.0),
+        test_seconds=150.0,
+        width=192,
+        layers=4,
+        warmup_updates=4000,
+        updates=1200,
+        seconds_per_update=24.0,
+        micro_batch_seconds=8.0,
+        batches=80,
+        probe_seconds=20.0,
+        arms=("dense", "S3Net", "random masks", "one-hot", "adapters", ALONE),
     ),
     "full": Budget(
         dict.fromkeys(SMALL_MINUTES, 600.0),
