@@ -38,7 +38,7 @@ def fleurs(root: Path, languages: Sequence[str] = ("af_za", "cmn_hans_cn")) -> P
             lines = []
             for i in range(count):
                 name = f"{1000 * len(part) + i}.wav"
-                samples = tone(root / language / "audio" / part / name, kind, i)
+                samples = tone(root / language / "audio" / part / name, kind, 10 * len(part) + i)
                 gender = ("MALE", "FEMALE")[i % 2]
                 lines.append(f'{i}\t{name}\tA "sentence {i}.\ta sentence {i}\ta | s |\t{samples}\t{gender}')
             (root / language / f"{part}.tsv").write_text("\n".join(lines) + "\n")
@@ -54,7 +54,7 @@ def common_voice(root: Path, locales: Sequence[str] = ("rw", "sv-SE")) -> Path:
             rows = []
             for i in range(count):
                 name = f"common_voice_{locale}_{part}{i}.wav"
-                tone(place / "clips" / name, kind, i)
+                tone(place / "clips" / name, kind, 10 * len(part) + i)
                 rows.append(f"{part}{i % 2}\t{name}\tEn mening\t2\t0\t\tfemale_feminine\t\t{locale}\t\n")
             (place / f"{part}.tsv").write_text(header + "".join(rows))
     return root
@@ -77,7 +77,7 @@ def adi17(root: Path) -> Path:
             tone(root / "train" / dialect / f"{dialect}video--{i // 2}_{i}00-{i}99.wav", kind, i)
         for part in ("dev", "test"):
             for i in range(3):
-                tone(root / part / f"{dialect}_{part}_{i}.wav", kind, 20 + i)
+                tone(root / part / f"{dialect}_{part}_{i}.wav", kind, 10 * len(part) + i)
             with (root / f"adi17_official_{part}_label.txt").open("a") as file:
                 file.writelines(f"{dialect}_{part}_{i} {dialect}\n" for i in range(3))
     return root

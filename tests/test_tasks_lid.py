@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,8 +164,9 @@ def tones(folder: Path, languages: dict[str, float], number: int, *, seconds: fl
         for i in range(number):
             time = np.arange(round(seconds * 16_000))
             wave = 0.3 * np.sin(pitch * time + random.uniform(0, 6)) + random.normal(0, 0.01, len(time))
-            soundfile.write(folder / f"{language}{i}.wav", wave, 16_000, subtype="PCM_16")
-            cuts.append(cut_fields(f"{language}{i}", seconds, language=language, speaker=f"s{i % 5}"))
+            name = f"{folder.name}-{language}{i}"
+            soundfile.write(folder / f"{name}.wav", wave, 16_000, subtype="PCM_16")
+            cuts.append(cut_fields(name, seconds, language=language, speaker=f"s{i % 5}"))
     write_cuts(folder / "cuts.jsonl", cuts)
     return folder
 
@@ -223,10 +225,43 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     assert gap.meta["languages"] == ["fr", "hr", "sr"]  # Xhosa is in one of them only
     assert gap.value == pytest.approx(gap.meta["values"][0] - gap.meta["values"][1])
     assert gap.low <= gap.value <= gap.high
-    with pytest.raises(ConfigError, match="cannot test them"):
-        CliRunner().invoke(app, [*arguments, "--data", str(dev)], catch_exceptions=False)
     assert all(abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4 for row in said)
     assert all(row["text"] == max(row["scores"], key=row["scores"].get) for row in said)
+
+
+def test_what_the_threshold_was_fitted_on_is_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By recording, by file and by content, whichever part of it was cut, and before the model hears anything."""
+    from typer.testing import CliRunner
+
+    from isogloss.cli.predict import app
+
+    task, encoder = task_and_encoder()
+    save_model(tmp_path / "model", encoder, None, {}, task)
+    dev, test = (tones(tmp_path / name, {"fr": 0.2, "pt": 0.9}, 3, seed=i) for i, name in enumerate(("dev", "test")))
+    heard = tmp_path / "dev" / "dev-fr1.wav"
+    seconds = soundfile.info(heard).duration
+    shutil.copyfile(heard, tmp_path / "copied.wav")
+    arguments = ["--model", str(tmp_path / "model"), "--dev", str(dev), "--data", str(test)]
+
+    def refused(name: str, source: str, *, start: float = 0.0) -> str:
+        folder = tmp_path / f"{name}-again"
+        folder.mkdir()
+        fields = cut_fields(name, seconds, source=source)
+        part = {"id": "x", "start": start, "duration": seconds - start}
+        write_cuts(folder / "cuts.jsonl", [{**fields, **part}])
+        with pytest.raises(ConfigError, match="cannot test them") as error:
+            CliRunner().invoke(app, [*arguments, "--data", str(folder)], catch_exceptions=False)
+        return str(error.value)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("isogloss.evaluation.tasks.run_task", never)
+        assert "1 by recording id (dev-fr1)" in refused("dev-fr1", str(heard), start=0.1)
+        assert "1 by file" in refused("other-name", str(heard), start=0.1)
+        assert "1 by content (copy)" in refused("copy", str(tmp_path / "copied.wav"))
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
 
 
 def test_corpora_of_one_name_are_told_apart(tmp_path: Path) -> None:

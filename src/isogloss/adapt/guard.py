@@ -1,6 +1,7 @@
-"""No recording of a test corpus may be heard in adaptation: compared by recording, by file, and by content.
+"""No recording of a test corpus may be heard before the test: compared by recording, by file, and by content.
 
-Unlabelled test audio in adaptation flatters every score that follows, and nothing in a table shows it.
+Unlabelled test audio in adaptation flatters every score that follows, and nothing in a table shows it; so does a threshold that was
+set on recordings of the test.
 """
 
 from __future__ import annotations
@@ -20,20 +21,30 @@ _SAME_SECONDS = 0.01  # recordings of one content have one duration; codecs that
 
 
 def refuse_test_audio(training: Iterable[MonoCut], test: Iterable[MonoCut], where: str) -> None:
-    """Raise a `DataError` with examples where a training cut is of a recording of the test corpus `where`.
+    """Raise a `DataError` with examples where a training cut is of a recording of the test corpus `where` (`shared_recordings`)."""
+    shared = shared_recordings(training, test)
+    if shared:
+        raise DataError(
+            f"audio of the test corpus {where} must not be adapted on, but the training corpora hold recordings of it: {shared}; leave "
+            "them out, or divide the corpus once with `isogloss corpus split`"
+        )
+
+
+def shared_recordings(cuts: Iterable[MonoCut], others: Iterable[MonoCut]) -> str:
+    """Return how many recordings of `cuts` are among those of `others`, in words with examples; nothing where none is.
 
     The same recording is one with the same id, in the same file, or with the same samples (`sha256_of_recording`, computed for
     recordings of equal length that do not bear it).
     """
-    training, test = list(training), list(test)
-    ids = {cut.recording.id for cut in test}
-    files = {path for cut in test if (path := _file(cut)) is not None}
+    others = list(others)
+    ids = {cut.recording.id for cut in others}
+    files = {path for cut in others if (path := _file(cut)) is not None}
     by_length: dict[int, list[MonoCut]] = defaultdict(list)
-    for cut in _one_per_recording(test):
+    for cut in _one_per_recording(others):
         by_length[_length(cut)].append(cut)
     hashes: dict[str, str] = {}
     found: dict[str, list[str]] = {"recording id": [], "file": [], "content": []}
-    for cut in _one_per_recording(training):
+    for cut in _one_per_recording(cuts):
         if cut.recording.id in ids:
             found["recording id"].append(cut.recording.id)
         elif _file(cut) in files:
@@ -42,16 +53,11 @@ def refuse_test_audio(training: Iterable[MonoCut], test: Iterable[MonoCut], wher
             near = [other for step in (-1, 0, 1) for other in by_length.get(_length(cut) + step, ())]
             if any(_same_content(cut, other, hashes) for other in near):
                 found["content"].append(cut.recording.id)
-    if any(found.values()):
-        told = "; ".join(
-            f"{len(names)} by {kind} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
-            for kind, names in found.items()
-            if names
-        )
-        raise DataError(
-            f"audio of the test corpus {where} must not be adapted on, but the training corpora hold recordings of it: {told}; leave "
-            "them out, or divide the corpus once with `isogloss corpus split`"
-        )
+    return "; ".join(
+        f"{len(names)} by {kind} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+        for kind, names in found.items()
+        if names
+    )
 
 
 def _same_content(cut: MonoCut, other: MonoCut, hashes: dict[str, str]) -> bool:

@@ -20,8 +20,8 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="write a line of JSON for each utterance: id, text, speaker, and the scores of a task with classes; with several "
-            "corpora a file each, named after it"
+            help="write a line of JSON for each utterance: id, text, speaker, language, seconds, reference, and the scores of a task "
+            "with classes; with several corpora a file each, named after it"
         ),
     ] = None,
     dev: Annotated[
@@ -36,7 +36,8 @@ def predict(
     import torch
     from rich.console import Console
 
-    from isogloss.cli.probe import _name, progress_bar
+    from isogloss.cli._names import short_name
+    from isogloss.cli.probe import progress_bar
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.identification import Calibration, domain_gap
@@ -44,46 +45,38 @@ def predict(
     from isogloss.evaluation.tasks import TaskResult, load_task, run_task, scored_of, task_records, write_predictions
 
     encoder, task = load_task(model)
+    if dev is not None and not task.classes:
+        raise ConfigError(f"`--dev` calibrates a task that chooses among classes, but {task.config.name} does not")
+    datasets = _dataset_names(data)
+    corpora = [list(open_corpus(path, language=language)) for path in data]
+    heard = [] if dev is None else list(open_corpus(dev, language=language))
+    _refuse_heard(data, corpora, heard)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, task = encoder.to(device), task.to(device)
     console = Console(width=None if Console().is_terminal else 200)
 
-    def run(path: Path) -> tuple[TaskResult, list[Any]]:
-        cuts = list(open_corpus(path, language=language))
-        with progress_bar(f"running {task.config.name} on {_name(path)}") as progress:
-            return run_task(encoder, task, cuts, progress=progress), cuts
+    def run(path: Path, cuts: list[Any]) -> TaskResult:
+        with progress_bar(f"running {task.config.name} on {short_name(path)}") as progress:
+            return run_task(encoder, task, cuts, progress=progress)
 
-    if dev is not None and not task.classes:
-        raise ConfigError(f"`--dev` calibrates a task that chooses among classes, but {task.config.name} does not")
     calibration = None
-    heard: set[tuple[str, float]] = set()
     if dev is not None:
-        result, cuts = run(dev)
-        heard = {_place(cut) for cut in cuts}
-        calibration = Calibration.fit(scored_of(result))
-    if calibration is not None:
+        calibration = Calibration.fit(scored_of(run(dev, heard)))
         console.print(
             f"temperature {calibration.temperature:.3g}, threshold {calibration.threshold:.3g}: {calibration.how}",
             highlight=False,
             markup=False,
         )
+    system = name or short_name(model)
     scored: list[tuple[str, Any]] = []
-    for path, dataset in zip(data, _dataset_names(data), strict=True):
-        result, cuts = run(path)
-        both = [cut.id for cut in cuts if _place(cut) in heard]
-        if both:
-            raise ConfigError(
-                f"{path} and the corpus of `--dev` share {len(both)} recordings ({both[0]}, …); what the temperature and the threshold "
-                "were fitted on cannot test them: give other speech"
-            )
+    for path, dataset, cuts in zip(data, datasets, corpora, strict=True):
+        result = run(path, cuts)
         if out is not None:
             place = out if len(data) == 1 else out.with_name(f"{out.stem}-{dataset}{out.suffix}")
             write_predictions(place, result)
             console.print(f"predictions: {place}", highlight=False, markup=False)
         if any(result.references):
-            rows = task_records(
-                task, result, cuts, system=name or _name(model), dataset=dataset, calibration=calibration
-            )
+            rows = task_records(task, result, cuts, system=system, dataset=dataset, calibration=calibration)
             console.print(to_rich(rows))
             if task.classes:
                 scored.append((dataset, scored_of(result)))
@@ -100,7 +93,7 @@ def predict(
         domain_gap(
             scored[0][1],
             own,
-            system=name or _name(model),
+            system=system,
             task=f"{task.config.name}, fine-tuned",
             datasets=(scored[0][0], other),
         )
@@ -115,10 +108,10 @@ def predict(
 
 def _dataset_names(paths: list[Path]) -> list[str]:
     """Return a name for each corpus: its folder's, with the folder above where two have the same (`fleurs/test`, `adi17/test`)."""
-    from isogloss.cli.probe import _name
+    from isogloss.cli._names import short_name
     from isogloss.core.errors import ConfigError
 
-    names = [_name(path) for path in paths]
+    names = [short_name(path) for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.resolve().parent.name}-{name}" for path, name in zip(paths, names, strict=True)]
     twice = [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]
@@ -129,7 +122,15 @@ def _dataset_names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _place(cut: Any) -> tuple[str, float]:
-    """Return what tells a piece of a recording from others: where its audio lies (its id in a shard), and from when on."""
-    source = cut.recording.sources[0]
-    return (str(source.source) if source.type == "file" else cut.recording.id), float(cut.start)
+def _refuse_heard(paths: list[Path], corpora: list[list[Any]], heard: list[Any]) -> None:
+    """Refuse to test on recordings that the temperature and the threshold will be fitted on, before anything is computed."""
+    from isogloss.adapt.guard import shared_recordings
+    from isogloss.core.errors import ConfigError
+
+    for path, cuts in zip(paths, corpora, strict=True) if heard else ():
+        shared = shared_recordings(cuts, heard)
+        if shared:
+            raise ConfigError(
+                f"{path} must have no recording of the corpus of `--dev`, but shares some: {shared}; what the temperature and the "
+                "threshold were fitted on cannot test them: give other speech (where recordings only have the same ids, other ids)"
+            )
