@@ -12,6 +12,7 @@ import torch
 import training_fakes as fakes
 from isogloss.adapt._importance import added, language_batches, random_scores, taylor_scores
 from isogloss.adapt._pruning import keep_most_important
+from isogloss.adapt.loss_measure import loss_measure
 from isogloss.adapt.subnetwork import Config as SubnetworkConfig
 from isogloss.adapt.subnetwork import add_subnetwork, find_subnetworks
 from isogloss.core import dist
@@ -20,6 +21,8 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import matrices, split_rows
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.subnetworks import kinship, lesioned, mask_overlap, masks_of, relatedness, spearman
+from isogloss.hub.save import save_model
+from isogloss.objectives.base import build_objective
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import Recipe, parse_recipe
 from small_corpus import speech_corpus
@@ -225,6 +228,19 @@ def test_lesions_take_what_only_one_language_uses(corpus: Path) -> None:
     find_subnetworks(alone, recipe_of(corpus), ["a"], SubnetworkConfig(importance="random"))
     with pytest.raises(DataError, match="is the only one"):
         lesioned(alone.encoder, "a")
+
+
+def test_a_loss_is_measured_with_the_heads_that_were_trained(corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(preset("wave-tiny"))
+    objective = build_objective({"name": "wav2vec2", "num_negatives": 5}, encoder)
+    save_model(tmp_path / "whole", encoder, objective, {})
+    measured, measure = loss_measure(tmp_path / "whole", corpus)
+    counts_U2 = measure(measured, "a").counts_U2
+    assert 0.5 * np.log(6) < counts_U2[:, 0].sum() / counts_U2[:, 1].sum() < 2 * np.log(6)
+    save_model(tmp_path / "bare", encoder, None, {})
+    with pytest.raises(ConfigError, match=r"must hold the heads of the objective `wav2vec2` .* lacks objective\."):
+        loss_measure(tmp_path / "bare", corpus, ["objective.name=wav2vec2"])
 
 
 def test_no_language_outweighs_the_others_in_a_shared_mask() -> None:

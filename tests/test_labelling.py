@@ -91,10 +91,17 @@ def test_another_corpus_is_labelled_with_the_same_clusters(
     other = speech_corpus(tmp_path / "other", [10_000, 14_000, 9_000])
     with pytest.raises(SystemExit) as left:
         main(["label", "--data", str(other), "--clusters", str(tmp_path / "units"), "--out", str(tmp_path / "same")])
-    assert not left.value.code, capsys.readouterr().err
+    told = capsys.readouterr()
+    assert not left.value.code, told.err
+    assert f"clusters of {tmp_path / 'units'}; " in told.out
+    assert "mean squared distance" not in told.out, "that would be the distance in the corpus they were fitted on"
     table = UnitTable(tmp_path / "same")
-    first, second = (read_clusters(tmp_path / name / CLUSTERS)[0] for name in ("units", "same"))
+    (first, fitted_on), (second, kept) = (read_clusters(tmp_path / name / CLUSTERS) for name in ("units", "same"))
     assert torch.equal(first.centroids_CD, second.centroids_CD)
+    assert kept == fitted_on
+    assert (fitted_on["corpus"], table.header["convention"]["corpus"]) == tuple(
+        CorpusIndex.open(place).manifest for place in (corpus, other)
+    )
     cut = CorpusIndex.open(other).cut(1)
     (values_SD,) = SpectralFeatures("mfcc", normalize=True)([torch.from_numpy(read_audio(cut))])
     assert torch.equal(table.labels(cut.id), first.assign(values_SD))
@@ -168,6 +175,28 @@ labels = { features = "mfcc" }
 labels = { features = "model", layer = 1, num_units = 4 }
 training = { updates = 3 }
 """
+
+
+def test_what_clusters_decide_is_said_once(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label_corpus(LabelConfig(num_units=5, fit_share=1.0), corpus, tmp_path / "units")
+    (tmp_path / "two.toml").write_text(RECIPE)
+
+    def label(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["label", *map(str, arguments), "--data", str(corpus), "--clusters", str(tmp_path / "units")])
+        return capsys.readouterr().err if left.value.code else ""
+
+    out, recipe = ("--out", tmp_path / "again"), tmp_path / "two.toml"
+    for fitting in (("--fit-share", "0.5"), (recipe, "--set", "labels.fit_share=0.5")):
+        assert "fit_share must be left out with clusters" in label(*fitting, *out)
+    with pytest.raises(ValueError, match="seed and restarts must be left out"):
+        LabelConfig(num_units=5, clusters="there", seed=2, restarts=3)
+    told = label(recipe, "--iteration", 2, *out)
+    assert "clusters of" in told
+    assert "features = 'mfcc' (not 'model'), layer = None (not 1), num_units = 5 (not 4)" in " ".join(told.split())
+    assert "num_units = 5 (not 7)" in " ".join(label("--num-units", 7, *out).split())
+    assert not (tmp_path / "again").exists()
+    assert label(recipe, *out) == "", "how the recipe fits its own clusters does not matter"
 
 
 def test_two_iterations_run_in_one_folder_and_resume(corpus: Path, tmp_path: Path) -> None:

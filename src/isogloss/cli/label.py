@@ -54,7 +54,7 @@ def label(
 
     from isogloss.cli._show import stages
     from isogloss.core import dist
-    from isogloss.core.config import parse
+    from isogloss.core.config import apply_overrides, parse
     from isogloss.core.errors import ConfigError
     from isogloss.data.index import CorpusIndex
     from isogloss.labelling.iterations import describe
@@ -79,12 +79,13 @@ def label(
         raise ConfigError("`--set` changes a recipe, but none is given; use the options --num-units, --layer, …")
     if corpus is None:
         raise ConfigError("there is no corpus: give one with `--data DIR`")
-    if model is not None:
-        tree |= {"model": str(model), "features": "model"}
-    if clusters is not None:
-        tree |= _of_clusters(clusters)
     given = {"features": features and features.value, "layer": layer, "num_units": num_units, "fit_share": fit_share}
-    tree |= {key: value for key, value in given.items() if value is not None}
+    said = {key: value for key, value in given.items() if value is not None}
+    if model is not None:
+        said = {"features": "model", **said, "model": str(model)}
+    tree |= said
+    if clusters is not None:
+        tree = _with_clusters(clusters, tree, {*said, *apply_overrides({}, overrides or []).get("labels", {})})
     config = parse(LabelConfig, tree, recipe or "isogloss label")
     with dist.process_group(timeout_seconds=7200.0), stages() as tell:
         made = label_corpus(config, corpus, out, progress=tell)
@@ -111,11 +112,24 @@ def label(
         )
 
 
-def _of_clusters(place: Path) -> dict[str, Any]:
-    """Return the settings that clusters were made with: their features and their number."""
+def _with_clusters(place: Path, tree: dict[str, Any], said: set[str]) -> dict[str, Any]:
+    """Add the settings that clusters were made with to a recipe's and those that were `said`; others than theirs are a `ConfigError`.
+
+    How the recipe would fit clusters of its own does not matter any more, and is dropped where nobody said it now.
+    """
+    from isogloss.core.errors import ConfigError
     from isogloss.data.units import CLUSTERS
     from isogloss.labelling.label import read_clusters
+    from isogloss.training.iterations import FITTING
 
-    found, convention = read_clusters(place / CLUSTERS)
-    own: dict[str, Any] = {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
-    return {**own, "num_units": len(found.centroids_CD), "clusters": str(place)}
+    found, convention = read_clusters(place / CLUSTERS if place.is_dir() else place)
+    own = {"features": "mfcc", "layer": None, "normalize": False, "num_units": len(found.centroids_CD)}
+    own |= {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
+    kept = {key: value for key, value in tree.items() if key not in FITTING or key in said}
+    if kept.get("layer") is not None and kept["layer"] < 0 and own["layer"] is not None:
+        own["layer"] = kept["layer"]  # counted from the end: compared once the model is open
+    other = [key for key in own if kept.get(key, own[key]) != own[key]]
+    if other:
+        told = ", ".join(f"{key} = {own[key]!r} (not {kept[key]!r})" for key in other)
+        raise ConfigError(f"the clusters of {place} were made with {told}; give clusters of what is to be labelled")
+    return {**own, **kept, "clusters": str(place)}

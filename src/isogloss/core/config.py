@@ -18,6 +18,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def changed(self, *names: str) -> list[str]:
+        """Return which of these settings differ from their defaults: a resolved configuration, written out, sets all of them."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
 
 C = TypeVar("C", bound=Config)
 

@@ -67,10 +67,11 @@ def run_iterations(
 def describe(made: Labelled) -> str:
     """Return what was labelled, in a line."""
     table = made.table
+    fit = f"clusters of {made.clusters}" if made.inertia is None else f"mean squared distance {made.inertia:.4g}"
     return (
         f"{table.header['num_labels']:,} labels of {table.hop / 16:g} ms for {table.header['num_utterances']:,} utterances: "
-        f"{made.num_used} of {table.num_units} units used, perplexity {made.perplexity:.1f}, mean squared distance "
-        f"{made.inertia:.4g}; {table.folder}"
+        f"{made.num_used} of {table.num_units} units used, perplexity {made.perplexity:.1f}, {fit}; "
+        f"{table.folder}"
     )
 
 

@@ -42,10 +42,14 @@ _HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labelling leaves: the table, the mean squared distance of the fitted frames, and how evenly units are used."""
+    """What labelling leaves: the table, and how evenly units are used.
+
+    `inertia` is the mean squared distance of the frames that the clusters were fitted to; None where they came from `clusters`.
+    """
 
     table: UnitTable
-    inertia: float
+    inertia: float | None
+    clusters: str | None
     perplexity: float
     num_used: int
 
@@ -62,22 +66,22 @@ def label_corpus(
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     features = build_features(config, device)
     given = None if config.clusters is None else _given_clusters(config, features)
-    convention = _convention(config, features, index, given)
+    convention = _convention(config, features, index, None if given is None else given[0])
     if (folder / "units.json").is_file():
         table = UnitTable(folder)
         _check_same(folder, table.header.get("convention", {}), convention)
-        return _labelled(table)
+        return _labelled(table, config)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DataError(f"{folder}: holds something else than a table of units; choose a folder that is not there yet")
     work = folder.with_name(folder.name + ".work")
     on_main(lambda: _begin(work, convention))
     if given is not None:
-        on_main(lambda: _save_clusters(work / CLUSTERS, given, convention))
+        on_main(lambda: _save_clusters(work / CLUSTERS, *given))
     clusters = _clusters(config, features, index, work, convention, device, progress)
     _label(config, features, index, clusters, work, progress)
     dist.any_rank(False, device)  # all pieces are there
     on_main(lambda: _finish(folder, work, index, features, config, convention))
-    return _labelled(UnitTable(folder))
+    return _labelled(UnitTable(folder), config)
 
 
 def read_clusters(path: Path | str) -> tuple[Clusters, dict[str, Any]]:
@@ -91,8 +95,8 @@ def read_clusters(path: Path | str) -> tuple[Clusters, dict[str, Any]]:
     return Clusters(centroids_CD, header["inertia"], header["passes"], header["rows_assigned"]), header["convention"]
 
 
-def _given_clusters(config: LabelConfig, features: Features) -> Clusters:
-    """Return the clusters that the configuration names; those of other features or of another number are a `DataError`."""
+def _given_clusters(config: LabelConfig, features: Features) -> tuple[Clusters, dict[str, Any]]:
+    """Return the clusters that the configuration names and how they came about; others than it says are a `DataError`."""
     place = Path(str(config.clusters))
     clusters, theirs = read_clusters(place / CLUSTERS if place.is_dir() else place)
     differing = [key for key, value in features.convention.items() if theirs.get(key) != value]
@@ -103,7 +107,7 @@ def _given_clusters(config: LabelConfig, features: Features) -> Clusters:
         raise DataError(
             f"`num_units` must be {len(clusters.centroids_CD)}, the number of clusters of {place}, but is {config.num_units}"
         )
-    return clusters
+    return clusters, theirs
 
 
 def _convention(config: LabelConfig, features: Features, index: CorpusIndex, given: Clusters | None) -> dict[str, Any]:
@@ -240,12 +244,12 @@ def _finish(
     shutil.rmtree(work)
 
 
-def _labelled(table: UnitTable) -> Labelled:
+def _labelled(table: UnitTable, config: LabelConfig) -> Labelled:
     counts_C = table.counts()
     chances = counts_C[counts_C > 0] / max(int(counts_C.sum()), 1)
     perplexity = float(np.exp(-(chances * np.log(chances)).sum()))
-    inertia = read_clusters(table.folder / CLUSTERS)[0].inertia
-    return Labelled(table, inertia, perplexity, int((counts_C > 0).sum()))
+    inertia = None if config.clusters is not None else read_clusters(table.folder / CLUSTERS)[0].inertia
+    return Labelled(table, inertia, config.clusters, perplexity, int((counts_C > 0).sum()))
 
 
 def _save_clusters(path: Path, clusters: Clusters, convention: dict[str, Any]) -> None:

@@ -123,10 +123,6 @@ class ObjectiveConfig(Config):
         """Return the settings with which a finished run goes on: temperatures and rates that moved stay at their end."""
         return self
 
-    def changed(self, *names: str) -> list[str]:
-        """Return which of these settings differ from their defaults: a resolved configuration, written out, sets all of them."""
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-
     @classmethod
     def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Return what the shapes of a checkpoint's heads tell about the settings; None where they are not this objective's."""

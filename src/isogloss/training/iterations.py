@@ -26,6 +26,8 @@ from pydantic import Field, model_validator
 from isogloss.core.config import Config, parse
 from isogloss.training.recipe import Recipe, find_recipe, iteration_trees, parse_recipe
 
+FITTING = ("fit_share", "seed", "restarts")  # settings of k-means, which clusters that are there already do not need
+
 
 class LabelConfig(Config):
     """Which features are clustered into how many units.
@@ -39,7 +41,7 @@ class LabelConfig(Config):
         Bring every dimension to zero mean and unit variance over each utterance first.
     clusters
         A table of units, or a model that was trained on one, whose clusters are used as they are: a head that predicts them keeps
-        its meaning on another corpus. None are fitted then.
+        its meaning on another corpus. None are fitted then, and `fit_share`, `seed` and `restarts` are left out.
     num_units, seed, restarts
         Of k-means; of several seedings the best goes on.
     fit_share
@@ -67,6 +69,12 @@ class LabelConfig(Config):
             )
         if self.model is not None and self.features != "model":
             raise ValueError(f'model must be left out with features = "{self.features}"')
+        fitting = self.changed(*FITTING)
+        if self.clusters is not None and fitting:
+            raise ValueError(
+                f"{' and '.join(fitting)} must be left out with clusters = {self.clusters!r}, whose clusters are used as they are: none "
+                "are fitted"
+            )
         return self
 
 
