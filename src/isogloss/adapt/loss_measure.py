@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from isogloss.adapt.heldout import heldout_batches, score_utterances
 from isogloss.core.config import apply_overrides
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.types import SpeechBatch
-from isogloss.data.inputs import open_corpus
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import edits_of
-from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.language_reports import LanguageCounts
-from isogloss.evaluation.tables import Labels
 from isogloss.evaluation.under_masks import Measure
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import merge_trees, parse_recipe
@@ -53,8 +49,6 @@ def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str]
             f"{model} must hold the heads of the objective `{report.objective}` whose loss is measured, but lacks {lacking}; usually "
             "because it was trained with another objective or exported without heads: give the model of the run"
         )
-    learner.to("cuda" if torch.cuda.is_available() else "cpu")
-    labels = _label_kind(learner.objective.requires, corpus)
     batches: dict[str, list[SpeechBatch]] = {}
     for batch in heldout_batches(recipe, corpus, learner, max_seconds=float("inf")):
         batches.setdefault(str(batch.languages[0]), []).append(batch)
@@ -66,12 +60,6 @@ def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str]
         assert not edits_of(encoder)
         rows = score_utterances(Learner(encoder, objective), batches[language])
         counts = np.array([[row.loss, row.count] for row in rows], float)
-        return LanguageCounts(counts, [row.speaker for row in rows], [row.id for row in rows], labels)
+        return LanguageCounts(counts, [row.speaker for row in rows], [row.id for row in rows])
 
     return learner.encoder, measure
-
-
-def _label_kind(requires: Collection[str], corpus: Path | str) -> Labels:
-    if "phones" in requires:
-        return alignment_kind(open_corpus(corpus))
-    return "gold" if "text" in requires else ""  # an objective without labels
