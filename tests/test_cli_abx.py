@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from isogloss.cli.main import main
 from isogloss.core.errors import DataError
+from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.feature_files import read_feature_files
 from isogloss.evaluation.tables import read_results
+from isogloss.hub.save import save_model
 
 RATE = 16_000
 PITCHES = {"a": 300.0, "e": 700.0, "o": 1500.0}
@@ -115,9 +118,27 @@ def test_feature_folders_are_scored_like_models(corpus: Path, tmp_path: Path) ->
         read_feature_files(tmp_path)
 
 
+def test_models_of_one_name_are_two_systems(corpus: Path, tmp_path: Path) -> None:
+    models, options = [], ["--against", "", "--context", "any", "--speaker", "within", "--resamples", 100]
+    for seed, name in enumerate(("early", "late")):
+        torch.manual_seed(seed)
+        models += ["--from", tmp_path / name / "run" / "model"]
+        save_model(models[-1], build_encoder(preset("wave-tiny")), None, {})
+    out = tmp_path / "results.jsonl"
+    assert run("--data", corpus, *models, *options, "--layer", 1, "--out", out) == 0
+    early, late, difference = read_results(out)
+    assert early.system != late.system
+    assert difference.system == f"{early.system} − {late.system}"
+
+
 def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--data", corpus, "--against", "") == 2
     assert "there is nothing to measure" in capsys.readouterr().err
+    for sources in ((), ("--features", tmp_path)):
+        assert run("--data", corpus, "--layer", 3, *sources) == 2
+        assert "`--layer` chooses among the layers of a model" in capsys.readouterr().err
+    assert run("--data", tmp_path / "absent", "--against", "untrained") == 2, "before the corpus is read"
+    assert "needs a model to be like" in capsys.readouterr().err
     assert run("--data", corpus, "--against", "mel,plp") == 2
     assert "not `plp`" in capsys.readouterr().err
     bare = tmp_path / "bare"

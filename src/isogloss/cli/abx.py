@@ -67,25 +67,28 @@ def abx(
     """
     from rich.console import Console
 
-    from isogloss.cli._show import stages
-    from isogloss.cli.probe import progress_bar
+    from isogloss.cli._names import short_name
+    from isogloss.cli._show import progress_bar, stages
+    from isogloss.cli._sources import check_sources, feature_sources, rivals
     from isogloss.core.rng import derive_seed
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.abx_records import measure_abx
     from isogloss.evaluation.probe_corpus import with_phones
     from isogloss.evaluation.tables import to_rich, write_results
 
+    models, others = model or [], rivals(against)
+    check_sources(models, others, folders=features or [], layers=layer is not None)
     cuts: list[Any] = list(open_corpus(data, language=language))
     with progress_bar("aligning texts with speech") as progress:
         cuts, told = with_phones(cuts, labels, cache_dir=cache, progress=progress)  # type: ignore[arg-type]
     if max_cuts is not None:
         cuts = sorted(cuts, key=lambda cut: derive_seed("abx cuts", seed, cut.id))[:max_cuts]
-    sources = _sources(model or [], features or [], against, layer, cuts, seed, cache)
+    sources = list(feature_sources(models, others, cuts, folders=features or [], layers=layer, seed=seed, cache=cache))
     with stages() as tell:
         records, problems = measure_abx(
             sources,
             cuts,
-            dataset=_name(data),
+            dataset=short_name(data),
             speakers=("within", "across") if speaker == "both" else (speaker.value,),  # type: ignore[arg-type]
             contexts=("triphone", "phone", "any") if context == "all" else (context.value,),  # type: ignore[arg-type]
             max_tokens=max_tokens or None,
@@ -103,49 +106,3 @@ def abx(
     if out is not None:
         write_results(out, records, append=True)
         console.print(f"results: {out}", highlight=False, markup=False)
-
-
-def _sources(
-    models: list[Path],
-    folders: list[Path],
-    against: str,
-    layers: list[int] | None,
-    cuts: list[Any],
-    seed: int,
-    cache: Path | None,
-) -> list[Any]:
-    """Return the features of models, then of folders, then what they are compared with."""
-    import torch
-
-    from isogloss.cli.probe import progress_bar
-    from isogloss.core.errors import ConfigError
-    from isogloss.evaluation.feature_files import read_feature_files
-    from isogloss.evaluation.features import extract_features
-    from isogloss.evaluation.spectral import SpectralSource
-    from isogloss.evaluation.untrained import untrained_like
-    from isogloss.hub.load import load_encoder
-
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ("mel", "mfcc", "untrained")]
-    if unknown:
-        raise ConfigError(f"`--against` knows mel, mfcc and untrained, but not `{unknown[0]}`")
-    if "untrained" in names and not models:
-        raise ConfigError("`--against untrained` needs a model to be like: give one with `--from`")
-    if not models and not folders and not names:
-        raise ConfigError("there is nothing to measure: give a model with `--from`, or `--against mel,mfcc`")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoders = [(_name(path), load_encoder(path).to(device)) for path in models]
-    if "untrained" in names:
-        encoders.append(("untrained", untrained_like(encoders[0][1], seed).to(device)))
-    sources: list[Any] = []
-    for name, encoder in encoders:
-        with progress_bar(f"encoding with {name}") as progress:
-            store = extract_features(encoder, cuts, layers=layers, cache_dir=cache, name=name, progress=progress)
-        sources.append(store)
-    sources[len(models) : len(models)] = [read_feature_files(folder) for folder in folders]
-    return [*sources, *(SpectralSource(name) for name in names if name != "untrained")]  # type: ignore[arg-type]
-
-
-def _name(path: Path) -> str:
-    resolved = path.resolve()
-    return resolved.parent.name if resolved.name in ("model", "cuts.jsonl.gz") else resolved.name

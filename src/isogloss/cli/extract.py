@@ -28,7 +28,7 @@ def extract(
     """
     import torch
 
-    from isogloss.cli.probe import progress_bar
+    from isogloss.cli._show import progress_bar
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.features import extract_features, write_feature_files
     from isogloss.hub.load import load_encoder

@@ -37,7 +37,7 @@ def predict(
     from rich.console import Console
 
     from isogloss.cli._names import short_name
-    from isogloss.cli.probe import progress_bar
+    from isogloss.cli._show import progress_bar
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.identification import Calibration, domain_gap

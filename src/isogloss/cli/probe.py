@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from isogloss.cli._names import short_name
+from isogloss.cli._show import progress_bar as progress_bar
+from isogloss.cli._sources import check_sources, feature_sources, rivals
+
 if TYPE_CHECKING:
-    from isogloss.evaluation.features import FeatureSource
     from isogloss.evaluation.lid import Pooled
     from isogloss.evaluation.tables import ResultRecord
 
@@ -54,15 +56,16 @@ def phones(
     from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records
     from isogloss.evaluation.probes import SearchBudget, best_on_dev, probe_phones
 
-    _check_sources(model, against, layer is not None)
+    models, others = [] if model is None else [model], _rivals(model, against)
+    check_sources(models, others, layers=layer is not None)
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
-    for source in _sources(model, against, everything, layer, seed, cache):
+    for source in feature_sources(models, others, everything, layers=layer, seed=seed, cache=cache):
         with progress_bar(f"probing {source.name}") as progress:
             results = probe_phones(source, splits, budget=SearchBudget(seed=seed), progress=progress)
         best = best_on_dev(results)
-        records = phone_records(results, best, dataset=_name(data), synthetic_speech=synthetic, notes=told)
+        records = phone_records(results, best, dataset=short_name(data), synthetic_speech=synthetic, notes=told)
         probed.append((best, records))
     rows = [record for _, records in probed for record in records]
     rows += [
@@ -92,15 +95,16 @@ def ctc(
     from isogloss.evaluation.ctc_probe import CtcProbeSettings, probe_ctc
     from isogloss.evaluation.probe_records import ctc_counts, ctc_records, difference_record
 
-    _check_sources(model, against, layer is not None)
+    models, others = [] if model is None else [model], _rivals(model, against)
+    check_sources(models, others, layers=layer is not None)
     layers = [-1 if layer is None else layer]
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache, needs_times=False)
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
-    for source in _sources(model, against, everything, layers, seed, cache):
+    for source in feature_sources(models, others, everything, layers=layers, seed=seed, cache=cache):
         with progress_bar(f"training on {source.name}") as progress:
             result = probe_ctc(source, splits, settings=CtcProbeSettings(epochs=epochs, seed=seed), progress=progress)
-        probed.append((result, ctc_records(result, dataset=_name(data), synthetic_speech=synthetic, notes=told)))
+        probed.append((result, ctc_records(result, dataset=short_name(data), synthetic_speech=synthetic, notes=told)))
     rows = [record for _, records in probed for record in records]
     rows += [
         difference_record(probed[0][1][0], records[0], (ctc_counts(probed[0][0]), ctc_counts(result)), result.speakers)
@@ -165,18 +169,19 @@ def lid(
         raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
     if versus is not None and model is None:
         raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
-    _check_sources(model, against, layer is not None)
+    models, others = [path for path in (model, versus) if path is not None], _rivals(model, against)
+    check_sources(models, others, layers=layer is not None)
     numbers = None if shots is None else _numbers(shots)
     cuts = [cut for cut in open_corpus(data) if language_of(cut) is not None]
     cuts = limit_seconds(cuts, hours * 3600, seed)
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
     pooled = []
-    for source in _sources(model, against, cuts, layer, seed, cache, versus):
+    for source in feature_sources(models, others, cuts, layers=layer, seed=seed, cache=cache):
         with progress_bar(f"pooling {source.name}"):
             pooled.append(pool(source, cuts))
     if numbers is not None:
         unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
-        _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, _name(data), synthetic, plot, out)
+        _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, short_name(data), synthetic, plot, out)
         return
     rows: list[ResultRecord] = []
     notes = []
@@ -186,7 +191,7 @@ def lid(
             try:
                 for vectors in pooled:
                     result = probe_language(vectors, method=method, held_out=held_out)
-                    probed.append((result, lid_records(result, dataset=_name(data), synthetic_speech=synthetic)))
+                    probed.append((result, lid_records(result, dataset=short_name(data), synthetic_speech=synthetic)))
             except DataError as error:
                 if split not in (None, "both"):
                     raise
@@ -321,63 +326,10 @@ def _phone_splits(
 
 
 def _rivals(model: Path | None, against: str | None) -> list[str]:
+    """Return what is compared with, all that can be where nobody says."""
     if against is None:
         return ["mel", "mfcc"] if model is None else ["mel", "mfcc", "untrained"]
-    return [name.strip() for name in against.split(",") if name.strip()]
-
-
-def _check_sources(model: Path | None, against: str | None, has_layer: bool) -> None:
-    """Refuse what would be left unused, before the corpus is read."""
-    from isogloss.core.errors import ConfigError
-
-    names = _rivals(model, against)
-    for name in names:
-        if name not in ("mel", "mfcc", "untrained"):
-            raise ConfigError(f"`--against` knows mel, mfcc and untrained, but not `{name}`")
-    if model is not None:
-        return
-    if not names:
-        raise ConfigError("there is nothing to measure: give a model with `--from`, or `--against mel,mfcc`")
-    if "untrained" in names:
-        raise ConfigError("`--against untrained` needs a model to be like; give one with `--from`")
-    if has_layer:
-        raise ConfigError("`--layer` chooses among the layers of a model; give one with `--from`")
-
-
-def _sources(
-    model: Path | None,
-    against: str | None,
-    cuts: Sequence[Any],
-    layers: list[int] | None,
-    seed: int,
-    cache: Path | None,
-    versus: Path | None = None,
-) -> Iterator[FeatureSource]:
-    """Yield the model's features first, then what it is compared with."""
-    import torch
-
-    from isogloss.evaluation.features import extract_features
-    from isogloss.evaluation.spectral import SpectralSource
-    from isogloss.evaluation.untrained import untrained_like
-    from isogloss.hub.load import load_encoder
-
-    encoder = None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    paths = [path for path in (model, versus) if path is not None]
-    short = [_name(path) for path in paths]
-    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    for name, path in zip(names, paths, strict=True):
-        loaded = load_encoder(path).to(device)
-        encoder = encoder or loaded
-        with progress_bar(f"encoding with {name}") as progress:
-            yield extract_features(loaded, cuts, layers=layers, cache_dir=cache, name=name, progress=progress)
-    for name in _rivals(model, against):
-        if name == "untrained" and encoder is not None:
-            other = untrained_like(encoder, seed).to(device)
-            with progress_bar("encoding with the untrained encoder") as progress:
-                yield extract_features(other, cuts, layers=layers, cache_dir=cache, name=name, progress=progress)
-        elif name != "untrained":
-            yield SpectralSource(name)  # type: ignore[arg-type]
+    return rivals(against)
 
 
 def _finish(rows: Sequence[ResultRecord], out: Path | None, told: str) -> None:
@@ -392,21 +344,3 @@ def _finish(rows: Sequence[ResultRecord], out: Path | None, told: str) -> None:
     if out is not None:
         write_results(out, rows, append=True)
         console.print(f"results: {out}", highlight=False, markup=False)
-
-
-def _name(path: Path) -> str:
-    resolved = path.resolve()
-    return resolved.parent.name if resolved.name in ("model", "cuts.jsonl.gz") else resolved.name
-
-
-@contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Show progress on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
