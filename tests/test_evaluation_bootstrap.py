@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from isogloss.evaluation.bootstrap import (
     bootstrap,
     bootstrap_weighted,
     from_jackknife,
+    from_replicates,
+    half_width,
     hierarchical,
     holm,
     paired_difference,
     ratio_of_sums,
     two_sided_p,
+    widened,
 )
 from isogloss.evaluation.metrics import ratio
 
@@ -157,9 +161,36 @@ def test_holm_equals_its_definition() -> None:
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_p_values_are_the_normal_ones() -> None:
+def test_p_values_of_few_units_are_those_of_students_t() -> None:
     estimate = Estimate(0.3, 0.1, 0.5, 0.1, "", 10)
-    assert two_sided_p(estimate) == pytest.approx(2 * stats.norm.sf(3))
+    assert two_sided_p(estimate) == pytest.approx(2 * stats.t.sf(3 * math.sqrt(0.9), 9))
+    assert two_sided_p(replace(estimate, num_units=100_000)) == pytest.approx(2 * stats.norm.sf(3), rel=1e-3)
+    assert two_sided_p(replace(estimate, sd=math.nan, num_units=1)) == 1.0
+    assert (two_sided_p(replace(estimate, sd=0.0)), two_sided_p(replace(estimate, value=0.0, sd=0.0))) == (0.0, 1.0)
+    # of a mean: the one-sample test on the same numbers
+    values = np.random.default_rng(4).normal(0.5, size=7)
+    of_mean = Estimate(float(values.mean()), 0, 1, float(values.std() / math.sqrt(7)), "", 7)
+    assert two_sided_p(of_mean) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def test_independent_estimates_are_put_together_as_welch_does() -> None:
+    random = np.random.default_rng(5)
+    left, right = random.normal(size=5), random.normal(scale=3, size=9)
+    estimates = [Estimate(float(x.mean()), 0, 1, float(x.std() / math.sqrt(len(x))), "", len(x)) for x in (left, right)]
+    interval = stats.ttest_ind(left, right, equal_var=False).confidence_interval(0.9)
+    assert 2 * half_width(*estimates, level=0.9) == pytest.approx(interval.high - interval.low)
+    assert math.isnan(half_width(estimates[0], replace(estimates[1], num_units=1, sd=math.nan)))
+
+
+def test_widened_resamples_have_the_intervals_of_few_units() -> None:
+    draws = np.random.default_rng(6).normal(3.0, 1.0, size=40_001)
+    wide = widened(draws, 6)
+    assert wide.std() == pytest.approx(math.sqrt(6 / 5) * draws.std())
+    assert wide.mean() == pytest.approx(draws.mean())
+    direct = from_replicates(3.0, draws, num_units=6, unit="speaker")
+    found = from_replicates(3.0, wide, num_units=6, unit="speaker", degrees=5)
+    assert (found.low, found.high) == pytest.approx((direct.low, direct.high), abs=0.1)
+    assert np.isnan(widened(np.array([0.0, math.nan, 1.0]), 5)).tolist() == [False, True, False]
 
 
 def test_jackknife_of_a_mean_is_the_standard_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -158,5 +159,14 @@ def test_the_gap_to_another_corpus_is_over_the_languages_that_both_test() -> Non
     assert gap is not None
     assert gap.value == pytest.approx(0.5)
     assert 0 < gap.low < 0.5 < gap.high
+    # five speakers tell less than a hundred do, and the interval of their deviation is Student's
+    five = [
+        dataclasses.replace(own, speakers=[f"s{i // 8}" for i in range(len(own.labels))])
+        for own in (near, far.rows(np.arange(80) < 40))
+    ]
+    few = domain_gap(*five, system="s", task="lid", datasets=("near", "far"))
+    assert few is not None
+    assert (few.unit, few.num_units) == ("speaker", 5)
+    assert few.high - few.value > 2.3 * few.sd * math.sqrt(5 / 4)  # t has four to eight degrees: 2.31 to 2.78, not 1.96
     assert gap.meta["languages"] == ["a", "b"]
     assert domain_gap(near, corpus("c" * 10, 0.5), system="s", task="lid", datasets=("near", "far")) is None

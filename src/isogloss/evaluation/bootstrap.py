@@ -208,18 +208,63 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def spread(*estimates: Estimate) -> tuple[float, float]:
+    """Return the standard error of the sum (or difference) of independent estimates, and its degrees of freedom.
+
+    The deviation of n resampled units is too small by √((n−1)/n), and has n − 1 degrees (Hesterberg, arXiv 1411.5279, §5.1);
+    several are added as Welch and Satterthwaite do. NaN where an estimate has no interval.
+    """
+    if any(estimate.num_units < 2 for estimate in estimates):
+        return math.nan, math.nan
+    variances = [estimate.sd**2 * estimate.num_units / (estimate.num_units - 1) for estimate in estimates]
+    total = sum(variances)
+    below = sum(own**2 / (estimate.num_units - 1) for own, estimate in zip(variances, estimates, strict=True))
+    if not below > 0:
+        return math.sqrt(total), float(min(estimate.num_units for estimate in estimates) - 1)
+    return math.sqrt(total), total**2 / below
+
+
 def two_sided_p(estimate: Estimate) -> float:
-    """Return a normal-approximation p-value of `estimate` being zero, for Holm's correction over languages."""
-    if not estimate.sd > 0:
-        return 1.0 if estimate.value == 0 or math.isnan(estimate.sd) else 0.0
-    return math.erfc(abs(estimate.value) / estimate.sd / math.sqrt(2))
+    """Return a p-value of `estimate` being zero by Student's t (`spread`), for Holm's correction over languages."""
+    from scipy.special import stdtr
+
+    error, degrees = spread(estimate)
+    if not error > 0:
+        return 1.0 if estimate.value == 0 or math.isnan(error) else 0.0
+    return 2.0 * float(stdtr(degrees, -abs(estimate.value) / error))
+
+
+def half_width(*estimates: Estimate, level: float = 0.95) -> float:
+    """Return half of the interval of the sum or difference of independent estimates, by Student's t (`spread`)."""
+    from scipy.special import stdtrit
+
+    error, degrees = spread(*estimates)
+    return error * float(stdtrit(degrees, (1 + level) / 2))
+
+
+def widened(draws_R: Array, num_units: int) -> Array:
+    """Return resamples of n units about their mean, wider by √(n/(n−1)) (`spread`): for what is made of several estimates' resamples."""
+    if num_units < 2:
+        return np.asarray(draws_R, dtype=float)
+    mean = float(np.nanmean(draws_R))
+    return np.asarray(mean + math.sqrt(num_units / (num_units - 1)) * (draws_R - mean))
 
 
 def from_replicates(
-    value: float, replicates_R: Array, *, num_units: int, unit: str, level: float = 0.95, caveat: str = ""
+    value: float,
+    replicates_R: Array,
+    *,
+    num_units: int,
+    unit: str,
+    level: float = 0.95,
+    caveat: str = "",
+    degrees: float | None = None,
 ) -> Estimate:
-    """Make an estimate of bootstrap replicates that were drawn elsewhere over `num_units` units."""
-    return _percentile(value, replicates_R, _Groups(np.arange(num_units), num_units, unit, caveat), level)
+    """Make an estimate of bootstrap replicates that were drawn elsewhere over `num_units` units.
+
+    With `degrees` they are `widened` already: their percentiles are those of Student's t of so many degrees of freedom.
+    """
+    return _percentile(value, replicates_R, _Groups(np.arange(num_units), num_units, unit, caveat), level, degrees)
 
 
 def resample_weights(num_units: int, resamples: int, seed: int) -> Array:
@@ -285,7 +330,7 @@ def _weights(num_units: int, resamples: int, seed: int, row_size: int | None = N
         yield np.bincount(drawn.ravel(), minlength=size * num_units).reshape(size, num_units).astype(float)
 
 
-def _percentile(value: float, values_R: Array, groups: _Groups, level: float) -> Estimate:
+def _percentile(value: float, values_R: Array, groups: _Groups, level: float, degrees: float | None = None) -> Estimate:
     from scipy.special import ndtr, stdtrit
 
     if not 0 < level < 1:
@@ -302,7 +347,8 @@ def _percentile(value: float, values_R: Array, groups: _Groups, level: float) ->
             value, nan, nan, nan, "none", n, level, groups.unit, caveat or f"one {groups.unit}: no interval"
         )
     # The plain percentile interval of n units is too narrow by √(n/(n−1)) and by normal for Student quantiles.
-    tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
+    wider, degrees = (math.sqrt(n / (n - 1)), n - 1) if degrees is None else (1.0, degrees)
+    tail = float(ndtr(wider * stdtrit(degrees, (1 - level) / 2)))
     low, high = np.quantile(finite, [tail, 1 - tail])
     method = f"bootstrap over {n} {groups.unit}s, {len(finite)} resamples"
     return Estimate(value, float(low), float(high), float(finite.std(ddof=1)), method, n, level, groups.unit, caveat)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isogloss.core.errors import DataError
-from isogloss.evaluation.bootstrap import Estimate, bootstrap, bootstrap_weighted
+from isogloss.evaluation.bootstrap import Estimate, bootstrap, bootstrap_weighted, half_width
 from isogloss.evaluation.calibration import (
     area_under_curve,
     calibration_counts,
@@ -192,7 +192,8 @@ def domain_gap(
 ) -> ResultRecord | None:
     """Return by how much the macro-accuracy falls from the first corpus to the second, over the languages that both test.
 
-    The corpora are resampled independently (normal approximation); None where they share fewer than two classes.
+    The corpora are resampled independently, and Student's t is taken for few speakers (`bootstrap.spread`); None where they share
+    fewer than two classes.
     """
     shared = sorted(set(first.labels) & set(second.labels) & set(first.classes))
     if len(shared) < 2:
@@ -204,15 +205,16 @@ def domain_gap(
         estimates.append(bootstrap(counts, macro_accuracy, clusters=part.speakers, seed=seed))
     value = estimates[0].value - estimates[1].value
     sd = float(np.hypot(estimates[0].sd, estimates[1].sd))
+    half = half_width(*estimates)
     sizes = [estimate.num_units for estimate in estimates]
     units = {estimate.unit for estimate in estimates}
     caveats = dict.fromkeys(estimate.caveat for estimate in estimates if estimate.caveat)
     gap = Estimate(
         value,
-        value - 1.96 * sd,
-        value + 1.96 * sd,
+        value - half,
+        value + half,
         sd,
-        "independent bootstraps of both corpora, normal approximation",
+        "independent bootstraps of both corpora, Welch's t",
         min(sizes),
         unit=units.pop() if len(units) == 1 else "unit",
         caveat="; ".join(caveats),
