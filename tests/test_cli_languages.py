@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from isogloss.evaluation.predictions import read_predictions
 from isogloss.evaluation.relatedness import classification_of, read_classification
 from isogloss.evaluation.tables import ResultRecord, read_results, write_results
 from isogloss.evaluation.under_masks import dense, lesion_rise, lesions, mask_rise, under_masks
+from isogloss.hub.load import load_model
+from isogloss.hub.loaded import Loaded
 from isogloss.hub.save import save_model
 from isogloss.nn.edits import WeightMask
 from isogloss.objectives.base import build_objective
@@ -70,6 +73,7 @@ def test_overlap_of_kin_is_found_and_the_page_stands_alone(tmp_path: Path, capsy
     assert chance.value == pytest.approx(chance.meta["expected_at_random"], abs=0.01)
     assert chance.value == pytest.approx(0.3 / 1.7, abs=0.01)
     assert kin.value > kin.meta["expected_at_random"] + 0.1
+    assert {record.labels for record in records.values()} == {""}
     assert records["kin", "spearman_kinship"].value > 0.8
     assert (
         records["kin", "spearman_kinship"].meta["p_value"] < 0.15
@@ -138,6 +142,41 @@ def test_lesions_and_wrong_masks_hurt_whom_they_are_planted_to_hurt() -> None:
         mask_rise({"a": masks["a"]})
 
 
+def rises_table(speakers: list[str] | None = None) -> dict[str, dict[str, LanguageCounts]]:
+    """Languages a, b, c under each other's masks: none errs under its own, all under that of c."""
+    rates = {"a": (0.0, 0.1, 0.9), "b": (0.1, 0.0, 0.9), "c": (0.1, 0.1, 0.0)}
+    counts = {
+        name: [LanguageCounts(np.stack([np.full(6, rate), np.ones(6)], 1), speakers) for rate in own]
+        for name, own in rates.items()
+    }
+    return {mask: {name: counts[name][i] for name in "abc"} for i, mask in enumerate("abc")}
+
+
+def test_masks_are_resampled_with_the_languages_that_they_are_of() -> None:
+    found = mask_rise(rises_table(), resamples=4000)
+    assert found.value == pytest.approx((4 * 0.1 + 2 * 0.9) / 6)
+    # every resample of three languages, by hand; without any noise within a language
+    rise_MK = np.array([[0.0, 0.1, 0.1], [0.1, 0.0, 0.1], [0.9, 0.9, 0.0]])
+    means = []
+    for drawn in np.ndindex(3, 3, 3):
+        pairs = [rise_MK[m, k] for i, m in enumerate(drawn) for j, k in enumerate(drawn) if i != j and m != k]
+        if pairs:
+            means.append(np.mean(pairs))
+    assert found.sd == pytest.approx(np.std(means), rel=0.05)
+    assert found.sd > 0.1  # with the masks as they are: 0.03 at most
+    assert "3 of 4000" not in found.caveat
+    lesioned = lesion_rise(rises_table()["a"], rises_table(), resamples=4000)
+    assert lesioned.others.num_units == 3
+
+
+def test_what_intervals_over_languages_leave_out_is_told() -> None:
+    table = rises_table(["one", "two"] * 3)
+    told = "differences between speakers are not covered in 3 of 3 languages"
+    assert told in mask_rise(table, resamples=50).caveat
+    assert told in lesion_rise(table["a"], table, resamples=50).difference.caveat
+    assert told not in mask_rise(rises_table([f"s{i}" for i in range(6)]), resamples=50).caveat
+
+
 def test_lesions_of_a_pretrained_model_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +198,7 @@ def test_lesions_of_a_pretrained_model_from_the_command_line(
     assert rise.value == pytest.approx(
         (own["de"]["cs"] - own["cs"]["cs"] + own["cs"]["de"] - own["de"]["de"]) / 2, abs=1e-5
     )
+    assert rise.labels == ""  # an objective without labels
     assert (tmp_path / "out" / "lesions-random.svg").exists()
     assert run("lesions", *common, "--seconds", "2") == 0
     again = capsys.readouterr().out
@@ -169,7 +209,34 @@ def test_lesions_of_a_pretrained_model_from_the_command_line(
     assert "no mask for `pl`" in capsys.readouterr().err
 
 
-def said(path: Path, rates: Mapping[str, float], *, seed: int = 0, prefix: str = "", utterances: int = 60) -> Path:
+def test_lesions_count_the_errors_of_a_model_that_transcribes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = speech_corpus(tmp_path / "corpus", [8000] * 4, languages="ab")
+    cuts = [json.loads(line) for line in (corpus / "cuts.jsonl").read_text().splitlines()]
+    for number, cut in enumerate(cuts):
+        cut["supervisions"][0] |= {"language": ("cs", "de")[number % 2], "text": "abc"}
+        cut["custom"] |= {"synthetic": number == 0}
+    write_cuts(corpus / "cuts.jsonl", cuts)
+    encoder = masked(("cs", "de"), random_masks)
+    objective = build_objective({"name": "ctc", "labels": {"symbols": ["a", "b", "c"]}}, encoder)
+    save_model(tmp_path / "run" / "model", encoder, objective, {})
+    opened = []
+
+    def once(path: Path) -> Loaded:
+        opened.append(path)
+        return load_model(path)
+
+    for module in ("isogloss.hub.load", "isogloss.evaluation.tasks"):
+        monkeypatch.setattr(f"{module}.load_model", once)
+    assert run("lesions", "--from", tmp_path / "run" / "model", "--data", corpus, "--out", tmp_path / "out") == 0
+    assert opened == [tmp_path / "run" / "model"]
+    for record in read_results(tmp_path / "out" / "lesions.jsonl"):
+        assert (record.metric, record.labels, record.synthetic_speech) == ("cer_rise", "gold", True)
+        assert "not covered in 2 of 2 languages" in record.caveat
+
+
+def said(
+    path: Path, rates: Mapping[str, float], *, seed: int = 0, prefix: str = "", utterances: int = 60, **told: Any
+) -> Path:
     """Write predictions with planted phone error rates, ten phones an utterance."""
     random = np.random.default_rng(seed)
     with path.open("w") as file:
@@ -177,7 +244,8 @@ def said(path: Path, rates: Mapping[str, float], *, seed: int = 0, prefix: str =
             for number in range(utterances):
                 text = " ".join("x" if random.random() < rate else "a" for _ in range(10))
                 row = {"id": f"{prefix}{language}{number}", "text": text, "speaker": f"{language}{number % 6}"}
-                file.write(json.dumps({**row, "language": language, "reference": " ".join("a" * 10)}) + "\n")
+                row |= {"language": language, "reference": " ".join("a" * 10)}
+                file.write(json.dumps(row | told) + "\n")
     return path
 
 
@@ -257,14 +325,49 @@ def test_transfer_is_told_from_interference_on_other_speech(tmp_path: Path, caps
     assert "in the development set and in the test set" in capsys.readouterr().err
 
 
+def test_development_sets_of_different_speech_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test, first, second = (said(tmp_path / f"{n}.jsonl", {"cs": 0.5, "de": 0.4}, prefix=n) for n in ("t", "u", "v"))
+    tests = ["--monolingual", test, "--multilingual", test, "--adapted", test, "--metric", "per"]
+    assert run("transfer", *tests, "--dev-monolingual", first, "--dev-multilingual", second) != 0
+    assert "`ucs0` is scored by one only" in " ".join(capsys.readouterr().err.split())
+    assert run("transfer", *tests, "--dev-monolingual", test, "--dev-multilingual", test) != 0
+    assert "in the development set and in the test set" in " ".join(capsys.readouterr().err.split())
+
+
+def test_records_pass_on_what_predictions_and_runs_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = said(tmp_path / "before.jsonl", dict.fromkeys(NAMES, 0.6), labels="silver", synthetic=True)
+    after = said(tmp_path / "after.jsonl", {n: 0.2 + 0.1 * i for i, n in enumerate(NAMES)}, labels="gold", seed=1)
+    hours = tmp_path / "hours.csv"
+    hours.write_text("language,hours\n" + "".join(f"{n},{i + 1}\n" for i, n in enumerate(NAMES)))
+    pair = ["--before", before, "--after", after, "--metric", "per", "--out", tmp_path / "out"]
+    assert run("gain", *pair, "--hours", hours) == 0
+    for record in read_results(tmp_path / "out" / "gain.jsonl"):
+        assert (record.labels, record.synthetic_speech) == ("silver", True)
+    assert run("forgetting", *pair) == 0
+    assert {r.labels for r in read_results(tmp_path / "out" / "forgetting.jsonl")} == {"silver"}
+    places = {f"target held out/{n}": (0.1 * i, 0.01) for i, n in enumerate(NAMES)}
+    chosen: dict[str, Any] = {"labels": "", "search_budget": 7, "notes": "the best of 7"}
+    adapted_run(tmp_path / "run", {**places, "source/cs": (-0.1, 0.01)}, **chosen)
+    capsys.readouterr()
+    for command in (("gain", "--hours", hours), ("forgetting",)):
+        assert run(*command, "--run", tmp_path / "run", "--out", tmp_path / "out") == 0
+        for record in read_results(tmp_path / "out" / f"{command[0]}.jsonl"):
+            assert (record.labels, record.search_budget, record.notes) == ("", 7, "the best of 7")
+        assert ": the best of 7\n" in capsys.readouterr().out
+        assert ": the best of 7" in (tmp_path / "out" / f"{command[0]}.html").read_text()
+
+
 def adapted_run(
-    folder: Path, changes: Mapping[str, tuple[float, float]], metric: str = "masked_accuracy_difference"
+    folder: Path,
+    changes: Mapping[str, tuple[float, float]],
+    metric: str = "masked_accuracy_difference",
+    **told: Any,
 ) -> Path:
     """Write what `isogloss adapt` leaves of differences: place → value and standard deviation."""
     records = [
         ResultRecord(
             "after − before", "masked prediction", place, metric, value, value - 2 * sd, value + 2 * sd,
-            unit="speaker", num_units=9, sd=sd,
+            unit="speaker", num_units=9, sd=sd, **told,
         )
         for place, (value, sd) in changes.items()
     ]  # fmt: skip
@@ -284,13 +387,24 @@ def test_runs_of_adapt_are_read_as_they_are(tmp_path: Path, capsys: pytest.Captu
     assert correlation.value == pytest.approx(-1.0)
     assert correlation.high <= 0.0
     assert run("forgetting", "--run", first, "--run", second, "--out", tmp_path / "out") == 0
-    cells = {(r.system, r.meta["language"]): r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
-    assert cells["first", "cs"].value == pytest.approx(0.5)  # of the source corpus, not of the target
-    assert cells["first", "cs"].low == pytest.approx(0.48)
-    assert cells["first", "cs"].metric == "masked_error_rise"
-    assert cells["first", "ru"].meta["p_holm"] < 0.05 < cells["first", "uk"].meta["p_holm"]
-    assert cells["second", "ru"].value == pytest.approx(-0.2)
+    cells = {(r.system, r.dataset): r for r in read_results(tmp_path / "out" / "forgetting.jsonl")}
+    assert cells["first", "source [cs]"].value == pytest.approx(0.5)
+    assert cells["first", "source [cs]"].low == pytest.approx(0.48)
+    assert cells["first", "target [cs]"].value == pytest.approx(-0.1)  # both are there, apart
+    assert cells["first", "source [cs]"].metric == "masked_error_rise"
+    assert cells["first", "source [cs]"].meta["language"] == cells["first", "target [cs]"].meta["language"] == "cs"
+    assert cells["first", "source [ru]"].meta["p_holm"] < 0.05 < cells["first", "source [uk]"].meta["p_holm"]
+    assert cells["second", "target [ru]"].value == pytest.approx(-0.2)
+    chart = (tmp_path / "out" / "forgetting.svg").read_text()
+    assert ">source/cs<" in chart
+    assert ">target/cs<" in chart
+    assert ">50<" in chart  # a share: in points
+    assert ">Errors after − before, points<" in chart
+    assert "masked_error_rise %" in (tmp_path / "out" / "forgetting.html").read_text()
     third = adapted_run(tmp_path / "third", {"source/cs": (0.1, 0.01)}, "loss_difference")
+    assert run("forgetting", "--run", third, "--out", tmp_path / "loss") == 0
+    assert ">Loss after − before, nats<" in (tmp_path / "loss" / "forgetting.svg").read_text()
+    assert read_results(tmp_path / "loss" / "forgetting.jsonl")[0].metric == "loss_rise"
     assert run("forgetting", "--run", first, "--run", third) != 0
     assert "loss and by masked_error" in capsys.readouterr().err
     assert run("gain", "--run", first, "--hours", hours, "--metric", "wer") != 0
@@ -316,6 +430,30 @@ def test_forgetting_from_predictions(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cells["cs"].system == "to-cs"
 
 
+def test_systems_of_one_name_stay_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        adapted_run(tmp_path / name, {"source/cs": (change, 0.01)})
+        for name, change in (("lr0.001", -0.1), ("lr0.003", -0.2), ("other/lr0.001", -0.3))
+    ]
+    for chosen, names in (
+        (runs[:2], {"lr0.001", "lr0.003"}),
+        (runs, {f"{tmp_path.name}/lr0.001", "lr0.003", "other/lr0.001"}),
+    ):
+        assert run("forgetting", *(part for path in chosen for part in ("--run", path)), "--out", tmp_path / "out") == 0
+        assert {record.system for record in read_results(tmp_path / "out" / "forgetting.jsonl")} == names
+    assert run("forgetting", "--run", runs[0], "--run", runs[0]) != 0
+    assert "is given for two systems" in capsys.readouterr().err
+    files = []
+    for number, name in enumerate(("dense", "s3net")):
+        (tmp_path / name).mkdir()
+        files.append(said(tmp_path / name / "said.jsonl", {"cs": 0.6 - 0.2 * number, "de": 0.3}, seed=number))
+    dev = said(tmp_path / "dev.jsonl", {"cs": 0.6, "de": 0.3}, prefix="dev")
+    devs = ["--dev-monolingual", dev, "--dev-multilingual", dev]
+    tests = ["--monolingual", files[0], "--multilingual", files[0], "--adapted", files[1], "--metric", "per"]
+    assert run("transfer", *tests, *devs, "--out", tmp_path / "out") == 0
+    assert "dense/said − s3net/said" in {r.system for r in read_results(tmp_path / "out" / "transfer.jsonl")}
+
+
 def test_predictions_are_checked(tmp_path: Path) -> None:
     path = said(tmp_path / "a.jsonl", {"cs": 0.5, "de": 0.0}, utterances=4)
     counts = read_predictions([path], "error")
@@ -329,6 +467,9 @@ def test_predictions_are_checked(tmp_path: Path) -> None:
         path.write_text("".join(json.dumps({**row, key: None}) + "\n" for row in rows))
         with pytest.raises(DataError, match=message):
             read_predictions([path], "per")
+    path.write_text("".join(json.dumps({**row, "labels": "bronze"}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="must be gold, silver or synthetic"):
+        read_predictions([path], "per")
     path.write_text('{"id": 3}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:1"):
         read_predictions([path], "per")
@@ -350,3 +491,20 @@ def test_charts_of_many_curves_and_of_crowded_points_can_be_read() -> None:
     assert [name for name in ("one", "two", "far") if re.search(rf"text-anchor: end[^>]*>{name}<", crowded)] == ["two"]
     negative = heat_map("t", ["a"], ["b"], [[-0.001]], digits=2)
     assert ">0.00<" in negative  # not −0.00
+
+
+def test_heat_maps_have_room_for_long_names() -> None:
+    from isogloss.benchmark.heat_map import heat_map
+
+    def size(chart: str) -> tuple[float, float]:
+        found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', chart)
+        assert found is not None
+        return float(found[1]), float(found[2])
+
+    short, long = ["cs"], ["a/very/long/name/of/a/run/that/nobody/would/give"]
+    plain, beside, below = (
+        heat_map("t", rows, columns, [[1.0]]) for rows, columns in ((short, short), (long, short), (short, long))
+    )
+    assert size(beside)[0] > size(plain)[0] + 100 > size(below)[0]
+    assert size(below)[1] > size(plain)[1] + 100 > size(beside)[1]
+    assert "…name/of/a/run/that/nobody/would/give"[-31:] in beside

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from isogloss.core.errors import DataError
+from isogloss.evaluation.bootstrap import Estimate
 from isogloss.evaluation.language_reports import (
     LanguageCounts,
+    change_of_estimate,
     changes,
+    check_apart,
     difference,
     forgetting,
     gain_by_hours,
+    helped_by_sharing,
+    mean_change,
     mean_difference,
     transfer_and_interference,
 )
@@ -91,7 +97,55 @@ def test_means_over_languages_resample_speakers_where_they_are_known() -> None:
     assert wide.value == pytest.approx(narrow.value)
     assert wide.sd > 2 * narrow.sd
     alone = difference(known["a"], zero["a"])
-    assert mean_difference(known, zero, ["a"], resamples=2000).sd == pytest.approx(alone.sd, rel=0.1)
+    mean = mean_difference(known, zero, ["a"], resamples=2000)  # of one language: that language
+    assert (mean.low, mean.high) == pytest.approx((alone.low, alone.high), abs=0.15 * (alone.high - alone.low))
+
+
+def test_a_mean_of_languages_with_few_speakers_each_is_as_unsure_as_they_are() -> None:
+    """Ten languages of five speakers are not fifty speakers: the interval is Welch's."""
+    rng = np.random.default_rng(3)
+    speakers = [f"s{i}" for i in range(5)]
+    rates = {name: rng.normal(0.5, 0.1, 5) for name in "abcdefghij"}
+    first = {name: LanguageCounts(np.stack([own, np.ones(5)], 1), speakers) for name, own in rates.items()}
+    zero = {name: LanguageCounts(own.counts_U2 * [0, 1], speakers) for name, own in first.items()}
+    found = mean_difference(first, zero, list(rates), resamples=20_000)
+    variances = np.array([own.var(ddof=1) / 5 for own in rates.values()])
+    degrees = variances.sum() ** 2 / (variances**2 / 4).sum()
+    half = np.sqrt(variances.sum()) / 10 * stats.t.ppf(0.975, degrees)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.03)  # of fifty: smaller by 12 %
+    small = {"a": first["a"], "b": LanguageCounts(np.array([[0.5, 1.0]]))}
+    alone = mean_difference(
+        small, {name: LanguageCounts(own.counts_U2 * [0, 1], own.speakers) for name, own in small.items()}, "ab"
+    )
+    assert "how sure the figures of 1 of 2 languages are" in alone.caveat
+    assert alone.low < alone.value < alone.high
+
+
+def test_the_change_of_an_estimate_is_as_wide_as_few_units_make_it() -> None:
+    estimate = Estimate(0.2, 0.1, 0.3, 0.05, "", 6, unit="speaker")
+    change = change_of_estimate(estimate, "a", resamples=20_000)
+    error = 0.05 * np.sqrt(6 / 5)
+    assert change.draws_R.std() == pytest.approx(error, rel=0.02)  # 0.05 is less by 9 %
+    mean = mean_change([change])
+    low, high = 0.2 + error * stats.t.ppf([0.025, 0.975], 5)
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.006)
+
+
+def test_groups_are_made_of_the_same_utterances() -> None:
+    counts = system({"a": 0.5})["a"].counts_U2
+    first, second = (LanguageCounts(counts, ids=[f"{name}{i}" for i in range(120)]) for name in ("u", "v"))
+    assert helped_by_sharing({"a": first}, {"a": first}) == {"a": False}
+    with pytest.raises(DataError, match="`u0` is scored by one only"):
+        helped_by_sharing({"a": first}, {"a": second})
+    check_apart({"a": first}, {"a": second})
+    with pytest.raises(DataError, match="`u0` is in the development set and in the test set"):
+        check_apart({"a": first}, {"b": first})  # under another language, too
+
+
+def test_gains_that_are_all_the_same_follow_nothing() -> None:
+    same = system(dict.fromkeys("abcd", 0.5))
+    with pytest.raises(DataError, match="all languages gained the same"):
+        gain_by_hours(changes(same, same, resamples=50), {name: float(i) for i, name in enumerate("abcd")})
 
 
 def test_forgetting_is_positive_where_errors_rose() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from isogloss.adapt.heldout import heldout_batches, score_utterances
 from isogloss.core.config import apply_overrides
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.types import SpeechBatch
+from isogloss.data.inputs import open_corpus
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import edits_of
+from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.language_reports import LanguageCounts
+from isogloss.evaluation.tables import Labels
 from isogloss.evaluation.under_masks import Measure
 from isogloss.training.parallel import Learner
 from isogloss.training.recipe import merge_trees, parse_recipe
@@ -49,10 +53,14 @@ def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str]
             f"{model} must hold the heads of the objective `{report.objective}` whose loss is measured, but lacks {lacking}; usually "
             "because it was trained with another objective or exported without heads: give the model of the run"
         )
+    learner.to("cuda" if torch.cuda.is_available() else "cpu")
+    objective: Any = learner.objective
+    cuts = list(open_corpus(corpus))
+    labels = _label_kind(objective.requires, cuts)
+    is_synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
     batches: dict[str, list[SpeechBatch]] = {}
     for batch in heldout_batches(recipe, corpus, learner, max_seconds=float("inf")):
         batches.setdefault(str(batch.languages[0]), []).append(batch)
-    objective = learner.objective
 
     def measure(encoder: Encoder, language: str) -> LanguageCounts:
         if language not in batches:
@@ -60,6 +68,12 @@ def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str]
         assert not edits_of(encoder)
         rows = score_utterances(Learner(encoder, objective), batches[language])
         counts = np.array([[row.loss, row.count] for row in rows], float)
-        return LanguageCounts(counts, [row.speaker for row in rows], [row.id for row in rows])
+        return LanguageCounts(counts, [row.speaker for row in rows], [row.id for row in rows], labels, is_synthetic)
 
     return learner.encoder, measure
+
+
+def _label_kind(requires: Collection[str], cuts: Sequence[Any]) -> Labels:
+    if "phones" in requires:
+        return alignment_kind(cuts)
+    return "gold" if "text" in requires else ""  # an objective without labels

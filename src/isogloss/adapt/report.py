@@ -110,6 +110,7 @@ def _triple(before: Rows, after: Rows, dataset: str, systems: tuple[str, str], s
             dataset=dataset,
             metric=name,
             higher_is_better=has_accuracy,
+            labels="",
             seeds=(seed,),
         )
         for system, name, estimate in estimates

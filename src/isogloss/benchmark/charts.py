@@ -148,8 +148,9 @@ def standalone(svg: str) -> str:
 
 def interval_chart(title: str, x_label: str, intervals: Sequence[Interval], *, reference: float | None = None) -> str:
     """Draw one row per system: a dot with its interval; `reference` is a dashed vertical line, for instance chance."""
+    longest = max((len(item.label) for item in intervals), default=0)
     with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure, axes = _axes(0.75 + 0.27 * len(intervals))
+        figure, axes = _axes(0.75 + 0.27 * len(intervals), 3.75 + 0.065 * max(0, longest - 24))
         for row, item in enumerate(reversed(intervals)):
             color = _SERIES[0] if item.emphasis else _MUTED
             axes.plot([item.low, item.high], [row, row], color=color, linewidth=2.2, solid_capstyle="round")

@@ -194,7 +194,7 @@ def forgetting_page(
     )
     page.charts["forgetting"] = (
         heat_map(
-            f"Errors after − before, {unit}",
+            f"{'Loss' if metric == 'loss' else 'Errors'} after − before, {unit}",
             list(table),
             languages,
             values,

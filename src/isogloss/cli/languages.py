@@ -42,7 +42,11 @@ Metric = Annotated[MetricChoice | None, typer.Option(help="which errors of the p
 Dataset = Annotated[str | None, typer.Option(help="name of the test set in the records; `test` by default")]
 Runs = Annotated[
     list[Path] | None,
-    typer.Option("--run", help="folder of a run of `isogloss adapt`; as often as needed", metavar="RUN"),
+    typer.Option(
+        "--run",
+        help="folder of a run of `isogloss adapt`; as often as needed; either this, or --before and --after",
+        metavar="RUN",
+    ),
 ]
 _SAID = "file that `isogloss predict --out` wrote on labelled speech"
 
@@ -50,7 +54,11 @@ _SAID = "file that `isogloss predict --out` wrote on labelled speech"
 @app.command()
 def overlap(
     models: Annotated[
-        list[Path], typer.Option("--from", help="a model with sub-networks; as often as needed: beside random masks")
+        list[Path],
+        typer.Option(
+            "--from",
+            help="a model with sub-networks; as often as needed: give the same model with random masks too, to compare",
+        ),
     ],
     kin: Kin = None,
     seed: Seed = 0,
@@ -60,11 +68,12 @@ def overlap(
     import numpy as np
 
     from isogloss.benchmark.language_pages import LanguagePage, overlap_caption, overlap_chart
+    from isogloss.cli._names import short_names
     from isogloss.evaluation.language_records import overlap_records
     from isogloss.evaluation.subnetworks import mask_overlap
     from isogloss.hub.load import load_encoder
 
-    names = _names(models)
+    names = short_names(models)
     page = LanguagePage(
         "Overlap of sub-networks", "What two languages leave out together, against masks at random.", records=[]
     )
@@ -103,21 +112,25 @@ def lesions(
     """What another language's mask costs, and whom the loss of the weights that one language alone uses hurts."""
     import tempfile
 
+    import torch
+
     from isogloss.adapt.loss_measure import loss_measure
     from isogloss.benchmark.language_pages import mask_page
-    from isogloss.cli.probe import progress_bar
+    from isogloss.cli._names import short_name
+    from isogloss.cli._show import progress_bar
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import write_corpus
     from isogloss.evaluation.language_records import lesion_records
     from isogloss.evaluation.subnetworks import masks_of
-    from isogloss.evaluation.tasks import load_task
+    from isogloss.evaluation.tasks import task_of
     from isogloss.evaluation.under_masks import Measure, lesion_rise, mask_rise, task_measure, under_masks
     from isogloss.evaluation.under_masks import lesions as measure_lesions
     from isogloss.hub.load import load_model
 
     loaded = load_model(model)
-    masks_of(loaded.encoder)
-    assert loaded.encoder.edits is not None
+    encoder = loaded.encoder
+    masks_of(encoder)
+    assert encoder.edits is not None
     has_task = loaded.task is not None or (loaded.objective_tree or {}).get("name") == "ctc"
     chosen = by or (ByChoice.errors if has_task else ByChoice.loss)
     if chosen is ByChoice.errors and not has_task:
@@ -126,14 +139,18 @@ def lesions(
         raise ConfigError(f"{model} has no objective whose loss could be measured; leave out `--by`")
     if overrides and chosen is ByChoice.errors:
         raise ConfigError("`--set` belongs to `--by loss`; leave it out")
-    cuts, told = _spoken(data, loaded.encoder.edits.languages, language, seconds, seed)
+    cuts, told = _spoken(data, encoder.edits.languages, language, seconds, seed)
     measure: Measure
     if chosen is ByChoice.errors:
-        encoder, task = load_task(model)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        task = task_of(loaded, model).to(device)
+        encoder = encoder.to(device)
         metric = next(iter(task.metrics))
         metric = "error" if task.metrics[metric] else metric
         measure = task_measure(task, cuts)
     else:
+        # Its recipe reads the model: two of them at a time may be one too many.
+        del loaded, encoder
         with tempfile.TemporaryDirectory() as folder:
             write_corpus([cut for own in cuts.values() for cut in own], Path(folder))
             encoder, measure = loss_measure(model, folder, overrides or [])
@@ -151,8 +168,8 @@ def lesions(
         mask_rise(masks, seed=seed),
         cut,
         rises,
-        system=_name(model),
-        dataset=_name(data),
+        system=short_name(model),
+        dataset=short_name(data),
         metric=metric,
         seed=seed,
     )
@@ -161,7 +178,7 @@ def lesions(
         f"a lesion takes {sizes[0]:,} to {sizes[-1]:,} weights",
         f"at most {seconds:g} s of each of {len(order)} languages",
     ]
-    _finish(mask_page(masks, cut, order, records, system=_name(model), metric=metric, notes=told), out, "lesions")
+    _finish(mask_page(masks, cut, order, records, system=short_name(model), metric=metric, notes=told), out, "lesions")
 
 
 @app.command()
@@ -172,9 +189,17 @@ def gain(
             help="what pretraining heard: a corpus, or a table with `language` and `hours`; as often as needed"
         ),
     ],
-    run: Annotated[Path | None, typer.Option(help="folder of a run of `isogloss adapt`", metavar="RUN")] = None,
-    before: Annotated[list[Path] | None, typer.Option(help=f"{_SAID}; as often as needed")] = None,
-    after: Annotated[list[Path] | None, typer.Option(help="the same of the other system, on the same speech")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="folder of a run of `isogloss adapt`; either this, or --before and --after", metavar="RUN"),
+    ] = None,
+    before: Annotated[
+        list[Path] | None,
+        typer.Option(help=f"{_SAID}, of the system before; as often as needed; with --after, instead of --run"),
+    ] = None,
+    after: Annotated[
+        list[Path] | None, typer.Option(help="the same of the system after, on the same speech; with --before")
+    ] = None,
     metric: Metric = None,
     dataset: Dataset = None,
     seed: Seed = 0,
@@ -185,39 +210,57 @@ def gain(
     Of a run of `isogloss adapt` (held-out masked accuracy), or of two systems' predictions.
     """
     from isogloss.benchmark.language_pages import gain_page
+    from isogloss.cli._names import short_name, short_names
     from isogloss.core.errors import ConfigError
     from isogloss.evaluation.hours import hours_heard, read_hours
-    from isogloss.evaluation.language_records import adapted_gains, gain_records
+    from isogloss.evaluation.language_records import Told, adapted_gains, gain_records, notes_of
     from isogloss.evaluation.language_reports import change_of_estimate, changes, gain_by_hours
 
     if (run is None) == (before is None or after is None) or (run is not None and (before or after)):
         raise ConfigError("give either `--run RUN`, or `--before FILE` and `--after FILE`")
     if run is not None:
         _check_no_metric(metric)
-        targets, _, measured = adapted_gains(run)
-        own = {name: change_of_estimate(estimate, name, seed=seed) for name, estimate in targets.items()}
-        system, dataset = _name(run), dataset or "target held out"
+        adapted = adapted_gains(run)
+        targets, measured = adapted.of("target"), adapted.metric
+        own = {name: change_of_estimate(record.estimate, name, seed=seed) for name, record in targets.items()}
+        told = {name: Told.of_record(record) for name, record in targets.items()}
+        system, dataset = short_name(run), dataset or "target held out"
     else:
         metric = _known_metric(metric)
-        own = changes(_said(before or [], metric), _said(after or [], metric), seed=seed)
-        measured, system = metric.value, f"{(before or [])[0].stem} → {(after or [])[0].stem}"
+        old, new = _said(before or [], metric), _said(after or [], metric)
+        own, told = changes(old, new, seed=seed), Told.of_counts(old, new)
+        measured, system = metric.value, " → ".join(short_names([(before or [])[0], (after or [])[0]]))
     heard = hours_heard(own, read_hours(hours))
     found = gain_by_hours(own, heard, seed=seed)
     never = [name for name, value in heard.items() if value == 0]
-    notes = [f"never heard: {', '.join(never)}"] if never else []
-    records = gain_records(found, system=system, dataset=dataset or "test", metric=measured, seed=seed)
+    notes = ([f"never heard: {', '.join(never)}"] if never else []) + notes_of(told)
+    records = gain_records(found, system=system, dataset=dataset or "test", metric=measured, seed=seed, told=told)
     _finish(gain_page(found, records, system=system, metric=measured, notes=notes), out, "gain")
 
 
 @app.command()
 def transfer(
     monolingual: Annotated[
-        list[Path], typer.Option(help=f"{_SAID}, of models of one language each, as often as needed")
+        list[Path],
+        typer.Option(help=f"{_SAID} (a predictions file), of models of one language each; as often as needed"),
     ],
-    multilingual: Annotated[list[Path], typer.Option(help="the same of the model that all languages share")],
-    adapted: Annotated[list[Path], typer.Option(help="the same of what was made of it")],
-    dev_monolingual: Annotated[list[Path], typer.Option(help="of the monolingual models, on a development set")],
-    dev_multilingual: Annotated[list[Path], typer.Option(help="of the shared model, on the same development set")],
+    multilingual: Annotated[
+        list[Path],
+        typer.Option(
+            help="predictions file of the model that all languages share, on the same speech; as often as needed"
+        ),
+    ],
+    adapted: Annotated[
+        list[Path], typer.Option(help="predictions file of what was made of it, on the same speech; as often as needed")
+    ],
+    dev_monolingual: Annotated[
+        list[Path],
+        typer.Option(help="predictions file of the monolingual models, on a development set; as often as needed"),
+    ],
+    dev_multilingual: Annotated[
+        list[Path],
+        typer.Option(help="predictions file of the shared model, on the same development set; as often as needed"),
+    ],
     metric: Annotated[MetricChoice, typer.Option(help="which errors of the predictions count")],
     dataset: Dataset = None,
     seed: Seed = 0,
@@ -228,22 +271,24 @@ def transfer(
     The development set alone says which languages are which; figures are of the test set.
     """
     from isogloss.benchmark.language_pages import transfer_page
-    from isogloss.core.errors import ConfigError
-    from isogloss.evaluation.language_records import transfer_records
-    from isogloss.evaluation.language_reports import helped_by_sharing, transfer_and_interference
+    from isogloss.cli._names import short_names
+    from isogloss.evaluation.language_records import Told, transfer_records
+    from isogloss.evaluation.language_reports import check_apart, helped_by_sharing, transfer_and_interference
 
     alone, shared, own = (_said(paths, metric) for paths in (monolingual, multilingual, adapted))
     dev_alone, dev_shared = _said(dev_monolingual, metric), _said(dev_multilingual, metric)
-    for language, counts in dev_shared.items():
-        both = set(counts.ids or ()) & set(shared[language].ids or () if language in shared else ())
-        if both:
-            raise ConfigError(
-                f"`{min(both)}` is in the development set and in the test set: groups that are made from the figures they explain "
-                "would show noise; give other utterances"
-            )
-    found = transfer_and_interference(alone, shared, own, helped_by_sharing(dev_alone, dev_shared), seed=seed)
-    names = {"multilingual": multilingual[0].stem, "adapted": adapted[0].stem}
-    records = transfer_records(found, **names, dataset=dataset or "test", metric=metric.value, seed=seed)
+    helped = helped_by_sharing(dev_alone, dev_shared)
+    check_apart(dev_shared, shared)
+    found = transfer_and_interference(alone, shared, own, helped, seed=seed)
+    names = dict(zip(("multilingual", "adapted"), short_names([multilingual[0], adapted[0]]), strict=True))
+    records = transfer_records(
+        found,
+        **names,
+        dataset=dataset or "test",
+        metric=metric.value,
+        seed=seed,
+        told=Told.of_counts(alone, shared, own),
+    )
     notes = [
         f"{name}: {', '.join(group.languages) if group is not None else 'no language'}"
         for name, group in (("transfer", found.transfer), ("interference", found.interference))
@@ -254,9 +299,13 @@ def transfer(
 @app.command()
 def forgetting(
     runs: Runs = None,
-    before: Annotated[list[Path] | None, typer.Option(help=f"{_SAID}, of the model before; as often as needed")] = None,
+    before: Annotated[
+        list[Path] | None,
+        typer.Option(help=f"{_SAID}, of the model before; as often as needed; with --after, instead of --run"),
+    ] = None,
     after: Annotated[
-        list[Path] | None, typer.Option(help="the same of an adapted system; as often as there are systems")
+        list[Path] | None,
+        typer.Option(help="the same of an adapted system; as often as there are systems; with --before"),
     ] = None,
     metric: Metric = None,
     dataset: Dataset = None,
@@ -268,30 +317,35 @@ def forgetting(
     Of runs of `isogloss adapt --source CORPUS` (masked accuracy on target and source languages), or of predictions.
     """
     from isogloss.benchmark.language_pages import forgetting_page
+    from isogloss.cli._names import short_names
     from isogloss.core.errors import ConfigError
-    from isogloss.evaluation.language_records import adapted_gains, forgetting_records, signed
+    from isogloss.evaluation.language_records import Told, adapted_gains, forgetting_records, notes_of, signed
     from isogloss.evaluation.language_reports import forgetting as forgotten
 
     if (not runs) == (not before or not after) or (runs and (before or after)):
         raise ConfigError("give either `--run RUN`, or `--before FILE` and `--after FILE`")
     if runs:
         _check_no_metric(metric)
-        table, measured = {}, set()
-        for name, path in zip(_names(runs), runs, strict=True):
-            targets, sources, own_metric = adapted_gains(path)
-            table[name] = {language: signed(estimate, -1.0) for language, estimate in (targets | sources).items()}
-            measured.add(own_metric)
+        table, told, measured = {}, {}, set()
+        for name, path in zip(short_names(runs), runs, strict=True):
+            gains = adapted_gains(path)
+            table[name] = {place: signed(record.estimate, -1.0) for place, record in gains.records.items()}
+            told[name] = gains.told
+            measured.add(gains.metric)
         if len(measured) > 1:
             raise ConfigError(f"runs were measured by {' and by '.join(sorted(measured))}; give those of one objective")
-        told = measured.pop()
+        unit, place = measured.pop(), ""  # languages say where they are
     else:
         metric = _known_metric(metric)
-        said = {name: _said([path], metric) for name, path in zip(_names(after or []), after or [], strict=True)}
-        table, told = forgotten(_said(before or [], metric), said, seed=seed), metric.value
-    records = forgetting_records(table, dataset=dataset or "test", metric=told, seed=seed)
+        old = _said(before or [], metric)
+        said = {name: _said([path], metric) for name, path in zip(short_names(after or []), after or [], strict=True)}
+        table, unit, place = forgotten(old, said, seed=seed), metric.value, "test"
+        told = {name: Told.of_counts(old, own) for name, own in said.items()}
+    records = forgetting_records(table, dataset=dataset or place, metric=unit, seed=seed, told=told)
     clear = [r for r in records if r.meta["p_holm"] < 0.05]
     notes = [f"{len(clear)} of {len(records)} changes are not chance at 5 % after Holm's correction"]
-    _finish(forgetting_page(table, records, metric=told, notes=notes), out, "forgetting")
+    notes += [f"{name}: {note}" for name, own in told.items() for note in notes_of(own)]
+    _finish(forgetting_page(table, records, metric=unit, notes=notes), out, "forgetting")
 
 
 def _finish(page: LanguagePage, out: Path | None, name: str) -> None:
@@ -389,14 +443,3 @@ def _classes(languages: Sequence[str], kin: Path | None) -> dict[str, tuple[str,
     given = {} if kin is None else read_classification(kin)
     found = {name: given.get(name) or classification_of(name) for name in languages}
     return {name: levels for name, levels in found.items() if levels}
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return short names of paths, longer ones where short ones are the same."""
-    names = [_name(path) for path in paths]
-    return names if len(set(names)) == len(names) else [str(path.with_suffix("")) for path in paths]
-
-
-def _name(path: Path) -> str:
-    resolved = path.resolve()
-    return resolved.parent.name if resolved.name in ("model", "start", "cuts.jsonl.gz") else resolved.stem

@@ -6,7 +6,7 @@ difference a paired one. What is known of a language by an estimate alone (a rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,11 @@ from isogloss.evaluation.bootstrap import (
     from_replicates,
     paired_difference,
     resample_weights,
+    spread,
+    widened,
 )
 from isogloss.evaluation.subnetworks import spearman
+from isogloss.evaluation.tables import Labels
 
 Array = npt.NDArray[np.float64]
 # Hours of a language that pretraining heard, from … to below; what is "under-represented" is one of the first
@@ -31,16 +34,21 @@ HOUR_BINS = ((0.0, 0.0), (0.0, 10.0), (10.0, 100.0), (100.0, 1000.0), (1000.0, f
 
 @dataclass(frozen=True)
 class LanguageCounts:
-    """Errors and reference tokens of one system on one language, U×2, with the speaker and the id of each utterance where known."""
+    """Errors and reference tokens of one system on one language, U×2, with the speaker and the id of each utterance where known.
+
+    `labels` tells where the references come from ("" where nobody says), `synthetic_speech` that some of the speech is no one's.
+    """
 
     counts_U2: Array
     speakers: Sequence[str | None] | None = None
     ids: Sequence[str] | None = None
+    labels: Labels = ""
+    synthetic_speech: bool = False
 
 
 @dataclass(frozen=True)
 class Change:
-    """How much better one system is than another on a language (positive is better), and the R resamples behind the interval."""
+    """How much better one system is than another on a language (positive is better), and R resamples, `widened`."""
 
     estimate: Estimate
     draws_R: Array
@@ -55,24 +63,24 @@ def changes(
     seed: int = 0,
 ) -> dict[str, Change]:
     """Return the error rate before minus after of each language, paired; speakers are resampled where they are known."""
-    return {
-        name: Change(
-            difference(before[name], after[name], resamples=resamples, level=level, seed=seed),
-            _replicates(before[name], after[name], resamples, seed, name),
-        )
-        for name in _same_languages(before, after)
-    }
+    found = {}
+    for name in _same_languages(before, after):
+        estimate = difference(before[name], after[name], resamples=resamples, level=level, seed=seed)
+        draws_R = _replicates(before[name], after[name], resamples, seed, name)
+        found[name] = Change(estimate, widened(draws_R, estimate.num_units))
+    return found
 
 
 def change_of_estimate(estimate: Estimate, name: str, *, resamples: int = 2000, seed: int = 0) -> Change:
-    """Return the change of a language of which the estimate alone is known: resamples are normal, of its standard deviation.
+    """Return the change of a language of which the estimate alone is known: resamples are normal about it, as `widened` (`spread`).
 
-    `DataError` where it has none.
+    `DataError` where it has no standard deviation.
     """
-    if not np.isfinite(estimate.sd):
+    error, _ = spread(estimate)
+    if not np.isfinite(error):
         raise DataError(f"the change of `{name}` has no standard deviation, so nothing tells how sure it is")
-    draws = np.random.default_rng(derive_seed("change", name, seed)).normal(estimate.value, estimate.sd, resamples)
-    return Change(estimate, draws)
+    random = np.random.default_rng(derive_seed("change", name, seed))
+    return Change(estimate, random.normal(estimate.value, error, resamples))
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,10 @@ def gain_by_hours(
     values = np.array([spearman(draws_LR[chosen, r], heard[chosen]) for r, chosen in enumerate(chosen_RL)])
     means = np.array([gains[name].estimate.value for name in languages])
     value = spearman(means, heard)
+    if np.isnan(value):
+        raise DataError(
+            "all languages gained the same, so their gains cannot follow hours; usually two systems are one"
+        )
     caveat = f"only {len(languages)} languages" if len(languages) < 10 else ""
     correlation = from_replicates(value, values, num_units=len(languages), unit="language", level=level, caveat=caveat)
     reached = sum(abs(spearman(means, random.permutation(heard))) >= abs(value) - 1e-12 for _ in range(resamples))
@@ -184,11 +196,25 @@ def transfer_and_interference(
 def helped_by_sharing(
     monolingual: Mapping[str, LanguageCounts], multilingual: Mapping[str, LanguageCounts]
 ) -> dict[str, bool]:
-    """Return for each language whether the multilingual model errs less: on a development set, for `transfer_and_interference`."""
-    return {
-        name: error_rate(multilingual[name]) < error_rate(monolingual[name])
-        for name in _same_languages(monolingual, multilingual)
-    }
+    """Return for each language whether the multilingual model errs less: on a development set, for `transfer_and_interference`.
+
+    `DataError` where the two were not scored on the same utterances.
+    """
+    helped = {}
+    for name in _same_languages(monolingual, multilingual):
+        _check_paired(monolingual[name], multilingual[name])
+        helped[name] = error_rate(multilingual[name]) < error_rate(monolingual[name])
+    return helped
+
+
+def check_apart(dev: Mapping[str, LanguageCounts], test: Mapping[str, LanguageCounts]) -> None:
+    """Raise a `DataError` where an utterance of the development set is tested too, in whatever language."""
+    both = set(_ids(dev.values())) & set(_ids(test.values()))
+    if both:
+        raise DataError(
+            f"`{min(both)}` is in the development set and in the test set: groups that are made from the figures they explain "
+            "would show noise; give other utterances"
+        )
 
 
 def forgetting(
@@ -245,15 +271,14 @@ def mean_difference(
 
 
 def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
-    """Return the mean of changes, of these languages only: each language was resampled by itself, languages were not."""
+    """Return the mean of changes, of these languages only: each language was resampled by itself, languages were not.
+
+    The interval has the degrees of freedom that `spread` gives the sum.
+    """
     estimates = [change.estimate for change in own]
+    sure = [estimate for estimate in estimates if estimate.num_units > 1]
     kinds = {estimate.unit for estimate in estimates}
-    caveats = ["these languages only: languages were not resampled"]
-    narrow = sum("not covered" in estimate.caveat or "unknown" in estimate.caveat for estimate in estimates)
-    if narrow:
-        caveats.append(f"differences between speakers are not covered in {narrow} of {len(estimates)} languages")
-    if len(kinds) > 1:
-        caveats.append("speakers were resampled where a language has enough known ones, else utterances")
+    caveats = ["these languages only: languages were not resampled", *caveats_within(estimates)]
     return from_replicates(
         float(np.mean([estimate.value for estimate in estimates])),
         np.mean([change.draws_R for change in own], axis=0),
@@ -261,7 +286,24 @@ def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
         unit=kinds.pop() if len(kinds) == 1 else "unit",
         level=level,
         caveat="; ".join(caveats),
+        degrees=spread(*sure)[1] if sure else None,
     )
+
+
+def caveats_within(estimates: Sequence[Estimate]) -> list[str]:
+    """Return what the intervals of languages leave out that are put together: differences between speakers, mixed units."""
+    caveats = []
+    narrow = sum("not covered" in estimate.caveat or "unknown" in estimate.caveat for estimate in estimates)
+    if narrow:
+        caveats.append(f"differences between speakers are not covered in {narrow} of {len(estimates)} languages")
+    alone = sum(estimate.num_units < 2 for estimate in estimates)
+    if alone:
+        caveats.append(
+            f"nothing tells how sure the figures of {alone} of {len(estimates)} languages are: one unit each"
+        )
+    if len({estimate.unit for estimate in estimates}) > 1:
+        caveats.append("speakers were resampled where a language has enough known ones, else utterances")
+    return caveats
 
 
 def _replicates(first: LanguageCounts, second: LanguageCounts, resamples: int, seed: int, name: str) -> Array:
@@ -289,6 +331,10 @@ def _units(counts: LanguageCounts) -> npt.NDArray[np.int64]:
 def _rate(sums_R2: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums_R2[:, 0] / sums_R2[:, 1])
+
+
+def _ids(counts: Iterable[LanguageCounts]) -> list[str]:
+    return [name for own in counts for name in own.ids or ()]
 
 
 def _check_paired(first: LanguageCounts, second: LanguageCounts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from isogloss.evaluation.ctc_probe import CtcProbe
 from isogloss.evaluation.lid import LidResult
 from isogloss.evaluation.metrics import accuracy_counts, f1_counts, macro_f1, per_utterance_counts, ratio
 from isogloss.evaluation.probes import PhoneProbe
-from isogloss.evaluation.tables import ResultRecord
-
-Labels = Literal["gold", "silver", "synthetic"]
+from isogloss.evaluation.tables import Labels, ResultRecord
 
 
 def phone_records(

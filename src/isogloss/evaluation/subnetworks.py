@@ -134,27 +134,41 @@ def relatedness(
     return Relatedness(estimate, (reached + 1) / (resamples + 1), resamples)
 
 
-@torch.no_grad()
-def lesioned(encoder: Encoder, language: str, *, at_random: int | None = None) -> Encoder:
-    """Return the dense encoder without the weights that only this language uses.
-
-    With `at_random` (a seed) as many other weights of each matrix are taken at random: a lesion of the same size that belongs
-    to nobody.
-    """
+def own_weights(encoder: Encoder, language: str) -> dict[str, torch.Tensor]:
+    """Return which weights of each matrix this language alone uses; `DataError` where it is the only one."""
     row = row_of(encoder, language)
     found = masks_of(encoder)
     assert encoder.edits is not None
     others = [other for other in range(len(encoder.edits.languages)) if other != row]
     if not others:
         raise DataError(f"a lesion takes what only one language uses, but `{language}` is the only one")
+    own = {}
+    for name in matrices(encoder):
+        unique = found[name].mask(row)
+        for other in others:
+            unique = unique & ~found[name].mask(other)
+        own[name] = unique
+    return own
+
+
+def as_many(lesion: Mapping[str, torch.Tensor], language: str, seed: int) -> dict[str, torch.Tensor]:
+    """Return as many other weights of each matrix, at random: a lesion of the same size that belongs to nobody."""
+    return {name: _random_like(own, generator(seed, "lesion", language, name)) for name, own in lesion.items()}
+
+
+def lesioned(encoder: Encoder, language: str, *, at_random: int | None = None) -> Encoder:
+    """Return the dense encoder without `own_weights` of a language, or without `as_many` at random (a seed)."""
+    lesion = own_weights(encoder, language)
+    return without(encoder, lesion if at_random is None else as_many(lesion, language, at_random))
+
+
+@torch.no_grad()
+def without(encoder: Encoder, lesion: Mapping[str, torch.Tensor]) -> Encoder:
+    """Return the dense encoder, in eval mode, without these weights of its masked matrices."""
+    masks_of(encoder)
     dense = copy.deepcopy(encoder)
     for name, matrix in matrices(dense).items():
-        edit = found[name]
-        used = torch.stack([edit.mask(other) for other in others]).any(0)
-        lesion = edit.mask(row) & ~used
-        if at_random is not None:
-            lesion = _random_like(lesion, generator(at_random, "lesion", language, name))
-        matrix.weight = nn.Parameter(matrix.weight.detach().masked_fill(lesion, 0.0))
+        matrix.weight = nn.Parameter(matrix.weight.detach().masked_fill(lesion[name], 0.0))
         matrix.edit = None
     dense.edits = None
     return dense.eval()

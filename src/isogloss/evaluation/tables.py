@@ -13,12 +13,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from isogloss.core.errors import DataError
 from isogloss.evaluation.bootstrap import Estimate
 
-Labels = Literal["gold", "silver", "synthetic"]
+Labels = Literal["gold", "silver", "synthetic", ""]
+
+
+def worst_labels(kinds: Iterable[Labels]) -> Labels:
+    """Return what is to be said of labels of several kinds: untold if any is, else silver, else synthetic, else gold."""
+    found = set(kinds)
+    order: tuple[Labels, ...] = ("", "silver", "synthetic", "gold")
+    return next((kind for kind in order if kind in found), "")
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class ResultRecord:
     """One figure: system × task × dataset × metric, its interval, and how it came about.
 
     `value`, `low` and `high` are in the metric's own unit (fractions, not percent). `unit` is what was resampled. `labels`
-    tells where the reference comes from: people, a forced aligner, or the synthesiser. `search_budget` counts the
+    tells where the reference comes from: people, a forced aligner, or the synthesiser; it is empty where the figure needs no labels,
+    and where nothing tells who made them. `search_budget` counts the
     configurations that were tried on the development set before this one was scored.
     """
 
@@ -56,8 +64,8 @@ class ResultRecord:
         for name in ("system", "task", "dataset", "metric"):
             if not getattr(self, name):
                 raise DataError(f"`{name}` of a result must not be empty")
-        if self.labels not in ("gold", "silver", "synthetic"):
-            raise DataError(f"`labels` must be gold, silver or synthetic, but is `{self.labels}`")
+        if self.labels not in get_args(Labels):
+            raise DataError(f"`labels` must be gold, silver, synthetic or empty, but is `{self.labels}`")
         if self.low > self.high:
             raise DataError(f"`low` must be at most `high`, but they are {self.low} and {self.high}")
 
@@ -164,6 +172,7 @@ _SHOWN_AS_PERCENT = frozenset(
         "accuracy",
         "macro_accuracy",
         "error",
+        "masked_error",
         "macro_f1",
         "f1",
         "eer",
@@ -193,7 +202,7 @@ def rows(records: Iterable[ResultRecord]) -> list[dict[str, str]]:
     for record in records:
         arrow = "↑" if record.higher_is_better else "↓"
         percent = " %" if is_percent(record.metric) else ""
-        labels = record.labels + (", synthetic speech" if record.synthetic_speech else "")
+        labels = ", ".join(filter(None, (record.labels, "synthetic speech" if record.synthetic_speech else "")))
         table.append(
             {
                 "system": record.system,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from isogloss.evaluation.identification import Calibration, Scored, identificati
 from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.metrics import ratio
 from isogloss.evaluation.probes import known_speaker
-from isogloss.evaluation.tables import ResultRecord
+from isogloss.evaluation.tables import Labels, ResultRecord
 from isogloss.hub.load import load_model
+from isogloss.hub.loaded import Loaded
 from isogloss.tasks.base import Task, build_task
 
 BATCH_SECONDS = 60.0
@@ -48,6 +49,8 @@ class TaskResult:
     languages: list[str | None] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     scores_BC: npt.NDArray[np.float64] | None = None
+    labels: list[Labels] = field(default_factory=list)  # where each reference comes from
+    synthetic: list[bool] = field(default_factory=list)  # whether the speech is no one's
 
 
 def load_task(folder: Path | str) -> tuple[Encoder, Task]:
@@ -56,6 +59,11 @@ def load_task(folder: Path | str) -> tuple[Encoder, Task]:
     `CheckpointError` for a model that does neither.
     """
     loaded = load_model(folder)
+    return loaded.encoder.eval(), task_of(loaded, folder)
+
+
+def task_of(loaded: Loaded, folder: Path | str) -> Task:
+    """Return the task of a model that was opened from `folder`, in eval mode; errors as `load_task`."""
     found = loaded.task
     if found is None and (loaded.objective_tree or {}).get("name") == "ctc":
         found = ({"name": "asr", "labels": (loaded.objective_tree or {})["labels"]}, loaded.head_tensors)
@@ -66,7 +74,7 @@ def load_task(folder: Path | str) -> tuple[Encoder, Task]:
         task.load_state_dict({"progress": task.progress, **found[1]})
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the task's tensors do not fit its configuration: {error}") from None
-    return loaded.encoder.eval(), task.eval()
+    return task.eval()
 
 
 @torch.no_grad()
@@ -111,7 +119,14 @@ def run_task(encoder: Encoder, task: Task, cuts: Sequence[Any], *, progress: Pro
         languages=[cut.supervisions[0].language if cut.supervisions else None for cut in cuts],
         classes=task.classes,
         scores_BC=np.stack([scores.get(cut.id, flat_C) for cut in cuts]) if task.classes else None,
+        labels=[label_kind(task.requires, [cut]) for cut in cuts],
+        synthetic=[bool((cut.custom or {}).get("synthetic")) for cut in cuts],
     )
+
+
+def label_kind(requires: Collection[str], cuts: Sequence[Any]) -> Labels:
+    """Return where the labels of cuts come from: phones with times as `alignment_kind`, texts and languages from people."""
+    return alignment_kind(cuts) if "phones" in requires else "gold"
 
 
 def task_records(
@@ -148,7 +163,6 @@ def task_records(
     counts = task.counts(references, [result.predictions[i] for i in known])
     speakers = [result.speakers[i] for i in known]
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
-    is_aligned = "phones" in task.requires
     return [
         ResultRecord.from_estimate(
             bootstrap(np.asarray(counts[metric]), ratio, clusters=speakers, seed=seed),
@@ -157,7 +171,7 @@ def task_records(
             dataset=dataset,
             metric=metric,
             higher_is_better=higher,
-            labels=alignment_kind(cuts) if is_aligned else "gold",
+            labels=label_kind(task.requires, cuts),
             synthetic_speech=synthetic,
             seeds=(seed,),
             notes=notes,
@@ -188,8 +202,8 @@ def scored_of(result: TaskResult) -> Scored:
 def write_predictions(path: Path, result: TaskResult) -> None:
     """Write a line of JSON for each utterance, as `isogloss evaluate` and `isogloss languages` read them.
 
-    `id`, `text`, `speaker`, `language`, `seconds`, and the `reference` (null where there is none); a task that chooses among classes
-    adds `scores`, the log-posterior of each.
+    `id`, `text`, `speaker`, `language`, `seconds`, the `reference` (null where there is none) with its `labels` (gold, silver,
+    synthetic) and whether the speech is `synthetic`; a task that chooses among classes adds `scores`, the log-posterior of each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
@@ -202,6 +216,8 @@ def write_predictions(path: Path, result: TaskResult) -> None:
                 "seconds": round(result.seconds[number], 3),
                 "reference": result.references[number],
             }
+            if result.references[number]:
+                line |= {"labels": result.labels[number], "synthetic": result.synthetic[number]}
             if result.scores_BC is not None:
                 scores_C = [round(score, 6) for score in result.scores_BC[number].tolist()]
                 line["scores"] = dict(zip(result.classes, scores_C, strict=True))

@@ -1,7 +1,7 @@
 """Whom another language's mask hurts, and whom the loss of a language's own weights hurts.
 
 What is measured is left to a `Measure`: the errors of a fine-tuned model (`task_measure`), or the loss of an objective on audio
-that was not trained on (`adapt/losses.py`).
+that was not trained on (`adapt/loss_measure.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import fixed_to, matrices, remove, row_of
-from isogloss.evaluation.bootstrap import Estimate, from_replicates
-from isogloss.evaluation.language_reports import Array, LanguageCounts, changes, error_rate
-from isogloss.evaluation.subnetworks import lesioned, masks_of
+from isogloss.encoders.language_edits import fixed_to, remove
+from isogloss.evaluation.bootstrap import Estimate, from_replicates, resample_weights
+from isogloss.evaluation.language_reports import Array, LanguageCounts, caveats_within, changes, error_rate
+from isogloss.evaluation.subnetworks import as_many, masks_of, own_weights, without
+from isogloss.evaluation.tables import worst_labels
 from isogloss.evaluation.tasks import run_task
 from isogloss.tasks.base import Task
 
@@ -41,7 +42,13 @@ def task_measure(task: Task, cuts: Mapping[str, Sequence[Any]]) -> Measure:
         counts = task.counts([str(result.references[i]) for i in kept], [result.predictions[i] for i in kept])[metric]
         if task.metrics[metric]:
             counts = counts @ [[-1.0, 0.0], [1.0, 1.0]]  # hits and ones → errors and ones
-        return LanguageCounts(counts, [result.speakers[i] for i in kept], [result.ids[i] for i in kept])
+        return LanguageCounts(
+            counts,
+            [result.speakers[i] for i in kept],
+            [result.ids[i] for i in kept],
+            worst_labels(result.labels[i] for i in kept),
+            any(result.synthetic[i] for i in kept),
+        )
 
     return measure
 
@@ -93,9 +100,10 @@ def lesions(
     sizes = {}
     total, done = 2 * len(languages) ** 2, 0
     for name in languages:
-        sizes[name] = lesion_size(encoder, name)
-        for table, at_random in zip(tables, (None, seed), strict=True):
-            cut = lesioned(encoder, name, at_random=at_random)
+        own = own_weights(encoder, name)
+        sizes[name] = sum(int(matrix.sum()) for matrix in own.values())
+        for table, lesion in zip(tables, (own, as_many(own, name, seed)), strict=True):
+            cut = without(encoder, lesion)
             table[name] = {}
             for tested in languages:
                 table[name][tested] = measure(cut, tested)
@@ -103,20 +111,6 @@ def lesions(
                 if progress is not None:
                     progress(done, total)
     return Lesions(whole, tables[0], tables[1], sizes)
-
-
-def lesion_size(encoder: Encoder, language: str) -> int:
-    """Return how many weights only this language uses."""
-    row, found = row_of(encoder, language), masks_of(encoder)
-    assert encoder.edits is not None
-    others = [other for other in range(len(encoder.edits.languages)) if other != row]
-    size = 0
-    for name in matrices(encoder):
-        unique = found[name].mask(row)
-        for other in others:
-            unique = unique & ~found[name].mask(other)
-        size += int(unique.sum())
-    return size
 
 
 @dataclass(frozen=True)
@@ -131,31 +125,24 @@ class Rise:
 def mask_rise(table: Table, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
     """Return how much more a language errs under another's mask than under its own, mean over pairs.
 
-    The interval resamples languages, and speakers (or utterances) within each.
+    The interval resamples languages, the same as masks and as what is tested, and speakers (or utterances) within each.
     """
-    languages = list(table)
-    own = {name: table[name][name] for name in languages}
-    rises_MKR, values_MK = _rises(table, own, resamples, seed)
-    off = ~np.eye(len(languages), dtype=bool)
-    values_K = (values_MK * off).sum(0) / off.sum(0)
-    draws_KR = (rises_MKR * off[..., None]).sum(0) / off.sum(0)[:, None]
-    return _over_languages(values_K, draws_KR, level, seed)
+    found = _rises(table, {name: table[name][name] for name in table}, resamples, seed)
+    return found.estimate(found.of_pairs, level)
 
 
 def lesion_rise(
     whole: Mapping[str, LanguageCounts], table: Table, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Rise:
-    """Return whom lesions hurt; the interval resamples lesions, and speakers (or utterances) within each tested language."""
-    rises_MKR, values_MK = _rises(table, whole, resamples, seed)
-    count = len(values_MK)
-    index = np.arange(count)
-    own_M, own_MR = values_MK[index, index], rises_MKR[index, index]
-    others_M = (values_MK.sum(1) - own_M) / (count - 1)
-    others_MR = (rises_MKR.sum(1) - own_MR) / (count - 1)
+    """Return whom lesions hurt; the interval resamples languages, the same as lesions and as what is tested, and speakers within."""
+    found = _rises(table, whole, resamples, seed)
     return Rise(
-        _over_languages(own_M, own_MR, level, seed),
-        _over_languages(others_M, others_MR, level, seed),
-        _over_languages(own_M - others_M, own_MR - others_MR, level, seed),
+        found.estimate(found.of_own, level),
+        found.estimate(found.of_pairs, level),
+        found.estimate(
+            lambda rises_MKR, weights_RL: found.of_own(rises_MKR, weights_RL) - found.of_pairs(rises_MKR, weights_RL),
+            level,
+        ),
     )
 
 
@@ -164,22 +151,50 @@ def rise_of(table: Table, base: Mapping[str, LanguageCounts]) -> Array:
     return np.array([[error_rate(own[k]) - error_rate(base[k]) for k in table] for own in table.values()])
 
 
-def _rises(table: Table, base: Mapping[str, LanguageCounts], resamples: int, seed: int) -> tuple[Array, Array]:
-    """Return rises M×K×R and M×K; the resamples of a tested language are the same under every mask."""
+@dataclass(frozen=True)
+class _Rises:
+    """Rises and their resamples, M×K and M×K×R, how often each resample draws each language, and what the intervals leave out."""
+
+    values_MK: Array
+    draws_MKR: Array
+    weights_RL: Array
+    caveat: str
+
+    def estimate(self, mean: Callable[[Array, Array], Array], level: float) -> Estimate:
+        """Estimate a mean over languages (M×K×R rises, R×L weights → R values)."""
+        count = len(self.values_MK)
+        return from_replicates(
+            float(mean(self.values_MK[..., None], np.ones((1, count)))[0]),
+            mean(self.draws_MKR, self.weights_RL),
+            num_units=count,
+            unit="language",
+            level=level,
+            caveat=self.caveat,
+        )
+
+    @staticmethod
+    def of_own(rises_MKR: Array, weights_RL: Array) -> Array:
+        """Return the mean of each language's own."""
+        return np.asarray(np.einsum("rm,mmr->r", weights_RL, rises_MKR) / weights_RL.sum(1))
+
+    @staticmethod
+    def of_pairs(rises_MKR: Array, weights_RL: Array) -> Array:
+        """Return the mean over pairs of two languages; a language drawn twice is no pair with itself, and one alone has none (NaN)."""
+        off_MK = ~np.eye(len(rises_MKR), dtype=bool)
+        total_R = np.einsum("rm,mkr,rk->r", weights_RL, rises_MKR * off_MK[..., None], weights_RL, optimize=True)
+        pairs_R = weights_RL.sum(1) ** 2 - (weights_RL**2).sum(1)
+        return np.asarray(np.divide(total_R, pairs_R, out=np.full_like(total_R, np.nan), where=pairs_R > 0))
+
+
+def _rises(table: Table, base: Mapping[str, LanguageCounts], resamples: int, seed: int) -> _Rises:
+    """Return the rises over `base`; the resamples of a tested language are the same under every mask."""
     if len(table) < 2:
         raise DataError("this needs two languages or more that have a mask and speech to test on")
     rows = [changes(row, dict(base), resamples=resamples, seed=seed) for row in table.values()]
-    return (
-        np.stack([[row[name].draws_R for name in table] for row in rows]),
+    caveats = [f"only {len(table)} languages"] if len(table) < 10 else []
+    return _Rises(
         np.array([[row[name].estimate.value for name in table] for row in rows]),
-    )
-
-
-def _over_languages(values_L: Array, draws_LR: Array, level: float, seed: int) -> Estimate:
-    count, resamples = draws_LR.shape
-    chosen_RL = np.random.default_rng(derive_seed("languages", seed)).integers(count, size=(resamples, count))
-    draws_R = draws_LR[chosen_RL, np.arange(resamples)[:, None]].mean(1)
-    caveat = f"only {count} languages" if count < 10 else ""
-    return from_replicates(
-        float(values_L.mean()), draws_R, num_units=count, unit="language", level=level, caveat=caveat
+        np.stack([[row[name].draws_R for name in table] for row in rows]),
+        resample_weights(len(table), resamples, derive_seed("languages", seed)),
+        "; ".join([*caveats, *caveats_within([rows[0][name].estimate for name in table])]),
     )
