@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from isogloss.adapt._edited import edited_job
 from isogloss.adapt.base import MethodConfig
+from isogloss.core.fields import Count
 from isogloss.encoders.language_edits import AdaptersConfig
 from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe
@@ -18,7 +17,7 @@ class Config(MethodConfig):
     """`bottleneck` is their inner width; `freeze_shared` trains the adapters only, as their paper does."""
 
     name: Literal["adapters"] = "adapters"
-    bottleneck: Annotated[int, Field(ge=1)] = 256
+    bottleneck: Count = 256
     freeze_shared: bool = False
 
 

@@ -11,15 +11,13 @@ from pydantic import Field
 
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive
 from isogloss.core.lookup import find_module, names_in
 from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe, parse_recipe, recipe_tree
 
 _PACKAGE = "isogloss.adapt"
 SHARED = frozenset({"base", "guard", "heldout", "judge", "loss_measure", "mixture", "report", "run"})
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class MethodConfig(Config):
@@ -58,7 +56,7 @@ class AdaptConfig(Config):
     heldout_seconds: Positive = 600.0
     evaluate_every: Positive = 1.0
     patience: Count = 3
-    replay: Share = 0.0
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class AdaptRecipe(Config):

@@ -8,12 +8,11 @@ also has no update per language that one stacked tensor, and so DDP and FSDP2, c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from isogloss.adapt._edited import edited_job
 from isogloss.adapt.base import MethodConfig
+from isogloss.core.fields import Count, Positive
 from isogloss.encoders.language_edits import LoraConfig
 from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe
@@ -23,8 +22,8 @@ class Config(MethodConfig):
     """`rank` and `alpha` of the updates α/r · B A; `freeze_shared` trains them only, as their paper does."""
 
     name: Literal["lora"] = "lora"
-    rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    rank: Count = 8
+    alpha: Positive = 16.0
     freeze_shared: bool = False
 
 

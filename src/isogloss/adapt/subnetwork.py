@@ -28,6 +28,7 @@ from isogloss.adapt._importance import (
 from isogloss.adapt._pruning import Scope, keep_most_important
 from isogloss.adapt.base import MethodConfig
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import MasksConfig, install, matrices, row_of, with_languages
 from isogloss.hub.load import load_encoder
@@ -67,8 +68,8 @@ class Config(MethodConfig):
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.3
     importance: Importance = "taylor"
     scope: Scope = "tensor"
-    batches: Annotated[int, Field(ge=1)] = 100
-    alone_updates: Annotated[int, Field(ge=1)] = 200
+    batches: Count = 100
+    alone_updates: Count = 200
     seed: Annotated[int, Field(ge=0)] = 1
 
 

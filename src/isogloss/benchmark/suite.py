@@ -17,6 +17,7 @@ from isogloss.benchmark.measure import Measured, System, TestBed, measure
 from isogloss.benchmark.prepare import before_and_after
 from isogloss.core.config import Config, parse, read_toml, to_toml
 from isogloss.core.errors import ConfigError, IsoglossError
+from isogloss.core.fields import Positive
 from isogloss.core.lookup import nearest
 from isogloss.encoders.presets import build_encoder
 from isogloss.evaluation.energy import add_records
@@ -28,7 +29,6 @@ from isogloss.objectives.base import build_objective
 from isogloss.training.iterations import parse_iteration
 from isogloss.training.recipe import RECIPES, Recipe, merge_trees
 
-Positive = Annotated[float, Field(gt=0)]
 Progress = Callable[[str, float, float], None]
 
 

@@ -10,14 +10,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.fields import Count
 
 BLANK, UNKNOWN, FIRST = 0, 1, 2
 UNKNOWN_MARK = "⁇"  # what an unknown symbol is written as, as sentencepiece does
@@ -46,7 +46,7 @@ class Labels(Config):
     unit: Unit = "characters"
     lowercase: bool = True
     keep_punctuation: bool = False
-    min_count: Annotated[int, Field(ge=1)] = 1
+    min_count: Count = 1
     symbols: tuple[str, ...] = ()
 
     @property

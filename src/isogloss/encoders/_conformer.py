@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isogloss.core.config import Config
+from isogloss.core.fields import Count, Positive, Probability
 from isogloss.core.types import EncoderOutput, Packed
 from isogloss.encoders.base import Encoder
 from isogloss.nn.conformer import ConformerLayer
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.product import Linear
 from isogloss.nn.relative import position_table
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class BlockConfig(Config):
@@ -64,7 +62,7 @@ class BlockConfig(Config):
     conv_dropout: Probability = 0.1
     input_dropout: Probability = 0.0
     layerdrop: Probability = 0.0
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
+    layer_norm_eps: Positive = 1e-5
     checkpoint_activations: bool = False
 
     @model_validator(mode="after")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Probability
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.spectral import SPECTRUM_KERNEL, SPECTRUM_STRIDE, SpectralConfig, SpectralEncoder
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.recurrent import PackedRecurrent
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class ApcConfig(SpectralConfig):
@@ -33,7 +31,7 @@ class ApcConfig(SpectralConfig):
     recurrent: Literal["gru", "lstm"] = "gru"
     width: Count = 512
     num_layers: Count = 3
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    dropout: Probability = 0.1
     mask_embedding: bool = False
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import nn
 
+from isogloss.core.fields import Count
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import FrontendOutput, Packed
-from isogloss.encoders._conformer import BlockConfig, ConformerContext, Count
+from isogloss.encoders._conformer import BlockConfig, ConformerContext
 from isogloss.encoders.spectral import SPECTRUM_KERNEL, SPECTRUM_STRIDE, SpectralConfig, SpectralEncoder
 from isogloss.nn.filterbank import packed_kaldi_log_mel
 from isogloss.nn.subsampling import ConvSubsampling, stack_frames
@@ -35,7 +36,7 @@ class ConformerConfig(BlockConfig, SpectralConfig):
     filterbank: Literal["plain", "kaldi16"] = "plain"
     subsampling: Literal["conv", "stack"] = "conv"
     conv_channels: tuple[Count, Count] = (128, 32)
-    num_stacked: Annotated[int, Field(ge=1)] = 2
+    num_stacked: Count = 2
     num_heads: Count = 8
     kernel: Count = 5
 

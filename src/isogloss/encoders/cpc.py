@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.base import Encoder
@@ -18,8 +19,6 @@ from isogloss.nn.convolution import StridedConv
 from isogloss.nn.norm import ChannelNorm
 from isogloss.nn.recurrent import PackedRecurrent
 from isogloss.nn.stream import StreamLayout
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class CpcConfig(Config):

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive
 from isogloss.core.lookup import nearest
 from isogloss.encoders.base import Encoder
 from isogloss.nn.edits import Adapter, Gate, LanguageEdit, LanguageVector, LowRank, WeightMask
 from isogloss.nn.product import Linear
 
-Count = Annotated[int, Field(ge=1)]
 MARK = ".edit."  # in the name of every tensor that belongs to an edit
 
 
@@ -75,7 +75,7 @@ class LoraConfig(_Languages):
 
     kind: Literal["lora"] = "lora"
     rank: Count = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Positive = 16.0
 
 
 EditsConfig = Annotated[

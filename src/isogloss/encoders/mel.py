@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive, Probability
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.spectral import SPECTRUM_KERNEL, SPECTRUM_STRIDE, SpectralConfig, SpectralEncoder
@@ -18,9 +19,6 @@ from isogloss.nn.dropout import Dropout
 from isogloss.nn.product import Linear
 from isogloss.nn.sinusoid import sinusoidal_positions
 from isogloss.nn.transformer import TransformerLayer
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class MelConfig(SpectralConfig):
@@ -46,7 +44,7 @@ class MelConfig(SpectralConfig):
     ffn_width: Count = 3072
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    layer_norm_eps: Positive = 1e-12
     mask_embedding: bool = False
     checkpoint_activations: bool = False
 

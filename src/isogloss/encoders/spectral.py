@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from isogloss.core.config import Config
+from isogloss.core.fields import Count, Positive
 from isogloss.core.types import FrontendOutput, Packed
 from isogloss.encoders.base import Encoder
 from isogloss.nn.filterbank import HOP, WINDOW, deltas, normalize, packed_log_mel
@@ -28,11 +29,11 @@ class SpectralConfig(Config):
         `global_std`, the same two numbers for all bins, so loudness and channel stay in. "none": as they come, for controls.
     """
 
-    num_bins: Annotated[int, Field(ge=1)] = 80
+    num_bins: Count = 80
     num_deltas: Annotated[int, Field(ge=0, le=2)] = 0
     normalization: Literal["utterance", "global", "none"] = "utterance"
     global_mean: float = -6.0
-    global_std: Annotated[float, Field(gt=0.0)] = 4.0
+    global_std: Positive = 4.0
 
 
 class SpectralEncoder(Encoder):

@@ -6,14 +6,15 @@ It is an encoder like any other, whose stream is of tokens: `frontend` takes pac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive, Probability
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.core.vocabulary import Labels
@@ -21,9 +22,6 @@ from isogloss.encoders._token_frontend import ReadsText, TokenFrontend
 from isogloss.encoders.base import Encoder
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.transformer import TransformerLayer
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class TextConfig(Config):
@@ -47,7 +45,7 @@ class TextConfig(Config):
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
     activation_dropout: Probability = 0.0
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    layer_norm_eps: Positive = 1e-12
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Probability
 from isogloss.core.lengths import ConvGeometry
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed, iterate_spans
 from isogloss.encoders.base import Encoder
@@ -20,8 +21,6 @@ from isogloss.nn.dropout import Dropout
 from isogloss.nn.stream import StreamLayout
 from isogloss.nn.time_norm import TimeGroupNorm
 from isogloss.nn.vector_quantizer import GumbelVectorQuantizer, KMeansVectorQuantizer, QuantizedRows
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Wav2VecConfig(Config):
@@ -59,7 +58,7 @@ class Wav2VecConfig(Config):
     num_codebooks: Count = 2
     num_codes: Annotated[int, Field(ge=2)] = 320
     share_codebook: bool = True
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Probability = 0.0
     mask_embedding: bool = False
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isogloss.core.config import Config
+from isogloss.core.fields import Count, Positive, Probability
 from isogloss.core.types import EncoderOutput, FrontendOutput, Packed
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.frontends import WaveFrontend
@@ -20,9 +21,6 @@ from isogloss.nn.position import PositionalConv, StackedPositionalConv, sinusoid
 from isogloss.nn.position_bias import BucketTable, ClippedPosition, GatedPosition, KeyTable, PositionBias
 from isogloss.nn.product import Linear
 from isogloss.nn.transformer import TransformerLayer
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class GatedRelative(Config):
@@ -114,7 +112,7 @@ class WaveConfig(Config):
     layerdrop: Probability = 0.05
     feature_gradient_scale: Annotated[float, Field(ge=0.0)] = 0.1
     normalize_waveform: bool = False
-    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
+    layer_norm_eps: Positive = 1e-5
     checkpoint_activations: bool = False
 
     @model_validator(mode="after")

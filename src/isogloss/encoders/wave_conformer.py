@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
+from isogloss.core.fields import Count
 from isogloss.core.types import FrontendOutput, Packed
-from isogloss.encoders._conformer import BlockConfig, ConformerContext, Count
+from isogloss.encoders._conformer import BlockConfig, ConformerContext
 from isogloss.encoders.frontends import WaveFrontend
 from isogloss.nn.dropout import scale_gradient
 

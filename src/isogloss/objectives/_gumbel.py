@@ -9,15 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count, Positive, Weight
 from isogloss.losses.diversity import diversity_loss
 from isogloss.losses.prediction import Metrics
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 from isogloss.targets.base import Quantized
 from isogloss.targets.gumbel import GumbelQuantizer
-
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
 
 class TemperatureConfig(ObjectiveConfig):

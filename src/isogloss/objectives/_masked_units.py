@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.fields import Count, Positive, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.mixing import Mixing, Noise, mix_utterances
@@ -18,10 +19,6 @@ from isogloss.encoders.base import Encoder
 from isogloss.losses.prediction import METRICS, unit_cross_entropy, unit_logits, unit_metrics
 from isogloss.nn.product import Linear
 from isogloss.objectives.base import HeadReport, Objective, ObjectiveConfig, Watch
-
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 
 # fairseq's dictionaries begin with <s>, <pad>, </s> and <unk>: its tables of k units have k+4 rows.
 _DICTIONARY_SPECIALS = 4

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count, Positive, Share
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import EncoderOutput, LossTerms, SpeechBatch
 from isogloss.corruption.spans import mask_spans
@@ -18,16 +19,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.presets import EncoderConfig, build_encoder
 from isogloss.nn.dropout import scale_gradient
 from isogloss.nn.product import Linear
-from isogloss.objectives._teacher import (
-    FRONTEND,
-    Count,
-    Decay,
-    Fraction,
-    check_layers,
-    is_in_blocks,
-    layer_targets,
-    rule_of_start,
-)
+from isogloss.objectives._teacher import FRONTEND, check_layers, is_in_blocks, layer_targets, rule_of_start
 from isogloss.objectives.base import HeadReport, Objective, ObjectiveConfig, Watch
 from isogloss.targets.base import perplexity
 from isogloss.targets.online_codebook import OnlineCodebook
@@ -55,10 +47,10 @@ class OnlineCodesConfig(ObjectiveConfig):
     top_layers: Count = 8
     num_codes: Annotated[int, Field(ge=2)] = 256
     codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    code_std: Annotated[float, Field(gt=0.0)] = 0.1
-    decay_start: Decay = 0.999
-    decay_fraction: Fraction = 0.075
-    freeze_after: Fraction = 0.5
+    code_std: Positive = 0.1
+    decay_start: Share = 0.999
+    decay_fraction: Share = 0.075
+    freeze_after: Share = 0.5
 
 
 class OnlineCodes(Objective):

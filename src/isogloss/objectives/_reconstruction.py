@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Share
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, iterate_spans
 from isogloss.corruption.replace import Replacement, replace_spans
@@ -18,8 +19,6 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.spectral import SPECTRUM_STRIDE, SpectralEncoder
 from isogloss.nn.product import Linear
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def spectral(encoder: Encoder, objective: str) -> SpectralEncoder:
@@ -145,7 +144,7 @@ class AlteredSpansConfig(ObjectiveConfig):
     """
 
     mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
-    mask_span: Annotated[int, Field(ge=1)] = 7
+    mask_span: Count = 7
     zeroed: Share = 0.8
     replaced: Share = 0.1
 

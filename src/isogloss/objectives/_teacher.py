@@ -10,16 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Share
 from isogloss.core.types import LossTerms, Packed
 from isogloss.encoders.base import Encoder, recorded
 from isogloss.losses.regression import regression, regression_metrics
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 from isogloss.targets.layer_outputs import instance_norm
 from isogloss.targets.teacher import EmaTeacher, linear_decay
-
-Count = Annotated[int, Field(ge=1)]
-Decay = Annotated[float, Field(ge=0.0, le=1.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 # The convolutions over the waveform, and the norm behind them: teacher and student read the same latents.
 FRONTEND = ("convolutions.", "latent_norm.")
@@ -33,9 +30,9 @@ class LinearDecayConfig(ObjectiveConfig):
         smaller τ.
     """
 
-    decay_start: Decay = 0.999
-    decay_end: Decay = 0.9999
-    decay_fraction: Fraction = 0.075
+    decay_start: Share = 0.999
+    decay_end: Share = 0.9999
+    decay_fraction: Share = 0.075
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

@@ -25,3 +25,15 @@ def chance_watch(low: float, meaning: str, advice: str = "") -> Watch:
         patience=1000,
         grace=5000,
     )
+
+
+def latents_watch(low: float, grace: int) -> Watch:
+    """Return the sign of latents whose spread over the frames of a batch, `latent_std`, falls below `low` after `grace` updates."""
+    return Watch(
+        metric="latent_std",
+        low=low,
+        meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
+        advice="lower the learning rate or warm up for longer",
+        patience=200,
+        grace=grace,
+    )

@@ -13,12 +13,12 @@ which the loop divides by the number of cells.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+from typing import Literal, final
 
 import torch
-from pydantic import Field
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count
 from isogloss.core.types import LossTerms, SpeechBatch, iterate_spans
 from isogloss.encoders.base import Encoder
 from isogloss.nn.product import Linear
@@ -34,7 +34,7 @@ class Config(ObjectiveConfig):
     """
 
     name: Literal["apc"] = "apc"
-    steps_ahead: Annotated[int, Field(ge=1)] = 5
+    steps_ahead: Count = 5
 
 
 @final

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.fields import Count, Share
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.core.vocabulary import FIRST
@@ -28,8 +29,6 @@ from isogloss.encoders._token_frontend import ReadsText
 from isogloss.encoders.base import Encoder
 from isogloss.losses.prediction import unit_metrics
 from isogloss.objectives.base import Objective, ObjectiveConfig
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Config(ObjectiveConfig):
@@ -43,7 +42,7 @@ class Config(ObjectiveConfig):
 
     name: Literal["bert"] = "bert"
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    mask_span: Annotated[int, Field(ge=1)] = 1
+    mask_span: Count = 1
     random_share: Share = 0.1
     kept_share: Share = 0.1
 

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.bernoulli import fill_with_noise, mask_bernoulli
@@ -29,8 +30,6 @@ from isogloss.losses.prediction import unit_cross_entropy, unit_metrics
 from isogloss.objectives._reconstruction import Targets, frames_per_state, spectral
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
 from isogloss.targets.random_projection import RandomProjectionQuantizer
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Config(ObjectiveConfig):

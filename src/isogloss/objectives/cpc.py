@@ -15,13 +15,14 @@ mean over k. The score is the mean over channels of guess · z, also released; t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Literal, Self, final
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Probability
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.encoders.base import Encoder
@@ -30,11 +31,8 @@ from isogloss.losses.negatives import draw_as_reference, draw_from_batch
 from isogloss.nn.dropout import Dropout
 from isogloss.objectives._future import FutureLoss, metrics_of, spread
 from isogloss.objectives._predictors import LinearPredictors, TransformerPredictors
-from isogloss.objectives._watches import chance_watch
+from isogloss.objectives._watches import chance_watch, latents_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
-
-Count = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Config(ObjectiveConfig):
@@ -166,14 +164,7 @@ def _build_predictors(config: Config, encoder: Encoder) -> LinearPredictors | Tr
 
 def _watches(config: Config) -> tuple[Watch, ...]:
     return (
-        Watch(
-            metric="latent_std",
-            low=1e-3,
-            patience=200,
-            grace=100,
-            meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
-            advice="lower the learning rate or warm up for longer",
-        ),
+        latents_watch(1e-3, grace=100),
         chance_watch(
             2 / (1 + config.num_negatives),
             "the predictors tell the next frames from negatives",

@@ -10,11 +10,11 @@ the number of their symbols.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Literal, Self, final
 
-from pydantic import Field
 from torch import nn
 
+from isogloss.core.fields import Count, Probability
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.core.vocabulary import Labels, Vocabulary
@@ -25,8 +25,6 @@ from isogloss.encoders.base import Encoder
 from isogloss.losses.transcripts import encode_labels, transcript_loss
 from isogloss.nn.dropout import Dropout
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Config(ObjectiveConfig):
@@ -43,7 +41,7 @@ class Config(ObjectiveConfig):
     name: Literal["ctc"] = "ctc"
     labels: Labels = Labels()
     mask_probability: Probability = 0.0
-    mask_span: Annotated[int, Field(ge=1)] = 10
+    mask_span: Count = 10
     dropout: Probability = 0.0
 
     def for_corpus(self, index: CorpusIndex) -> Self:

@@ -19,12 +19,13 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
+from isogloss.core.fields import Count
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.base import Encoder
 from isogloss.nn.product import Linear
-from isogloss.objectives._teacher import Count, RegressionConfig, TeacherRegression, is_in_blocks
+from isogloss.objectives._teacher import RegressionConfig, TeacherRegression, is_in_blocks
 from isogloss.targets.teacher import EmaTeacher
 
 

@@ -18,16 +18,15 @@ from typing import Annotated, Literal, final
 from pydantic import Field
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Probability, Share, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.exact import mask_exactly
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.wave import AlibiRelative, WaveEncoder
 from isogloss.nn.conv_decoder import ConvDecoder, fill_in, seeded_noise
-from isogloss.objectives._teacher import FRONTEND, Count, Decay, Fraction, RegressionConfig, TeacherRegression
+from isogloss.objectives._teacher import FRONTEND, RegressionConfig, TeacherRegression
 from isogloss.targets.teacher import EmaTeacher
-
-Weight = Annotated[float, Field(ge=0.0)]
 
 
 class Config(RegressionConfig):
@@ -55,10 +54,10 @@ class Config(RegressionConfig):
     decoder_layers: Count = 4
     decoder_kernel: Count = 7
     decoder_groups: Count = 16
-    decoder_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    decoder_dropout: Probability = 0.1
     noise: Weight = 0.01
-    decay_end: Decay = 0.99999
-    decay_fraction: Fraction = 0.1875
+    decay_end: Share = 0.99999
+    decay_fraction: Share = 0.1875
 
 
 @final

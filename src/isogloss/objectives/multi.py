@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from isogloss.core import dist
 from isogloss.core.config import Config as PlainConfig
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Positive
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.data.index import CorpusIndex
 from isogloss.encoders.base import Encoder
@@ -44,7 +45,7 @@ class Part(PlainConfig):
     """
 
     objective: dict[str, Any]
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    weight: Positive = 1.0
     on: Route = "any"
 
     @field_validator("objective")

@@ -15,10 +15,10 @@ from typing import Literal, Self, final
 
 from torch import Tensor
 
+from isogloss.core.fields import Share
 from isogloss.core.types import EncoderOutput
 from isogloss.encoders.base import Encoder
 from isogloss.objectives._online_codes import OnlineCodes, OnlineCodesConfig
-from isogloss.objectives._teacher import Fraction
 
 
 class Config(OnlineCodesConfig):
@@ -31,7 +31,7 @@ class Config(OnlineCodesConfig):
     """
 
     name: Literal["spidr"] = "spidr"
-    decay_fraction: Fraction = 0.05
+    decay_fraction: Share = 0.05
     teacher_start: Literal["random", "copy"] = "random"
 
     def continued(self) -> Self:

@@ -14,23 +14,16 @@ which the loop divides by the number of cells. The noise chooses no cells: it is
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+from typing import Literal, final
 
 import torch
-from pydantic import Field
 
+from isogloss.core.fields import Positive, Share
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.frequency import draw_bands, magnitude_noise
 from isogloss.encoders.base import Encoder
-from isogloss.objectives._reconstruction import (
-    AlteredSpansConfig,
-    Reconstruction,
-    Share,
-    Targets,
-    absolute_error,
-    spectral,
-)
+from isogloss.objectives._reconstruction import AlteredSpansConfig, Reconstruction, Targets, absolute_error, spectral
 
 
 class Config(AlteredSpansConfig):
@@ -47,7 +40,7 @@ class Config(AlteredSpansConfig):
     name: Literal["tera"] = "tera"
     max_band: Share = 0.2
     noise_probability: Share = 0.15
-    noise_std: Annotated[float, Field(gt=0.0)] = 0.2
+    noise_std: Positive = 0.2
 
 
 @final

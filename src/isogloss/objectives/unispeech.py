@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count, Positive, Probability, Share
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.core.vocabulary import Labels, Vocabulary
@@ -32,13 +33,10 @@ from isogloss.encoders.base import Encoder
 from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.losses.transcripts import encode_labels, transcript_loss
 from isogloss.nn.dropout import Dropout
-from isogloss.objectives._gumbel import Count, GumbelConfig, WithGumbelCodes, perplexity_watch
+from isogloss.objectives._gumbel import GumbelConfig, WithGumbelCodes, perplexity_watch
 from isogloss.objectives._watches import TRIVIAL_CONTRAST
 from isogloss.objectives.base import HeadReport, Watch
 from isogloss.targets.base import Quantized
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Config(GumbelConfig):
@@ -66,12 +64,12 @@ class Config(GumbelConfig):
     replace_probability: Share = 0.5
     target_width: Count = 768
     final_width: Count = 768
-    gumbel_temperature_end: Annotated[float, Field(gt=0.0)] = 0.573
+    gumbel_temperature_end: Positive = 0.573
     temperature_decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     mask_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     mask_span: Count = 10
     num_negatives: Count = 100
-    temperature: Annotated[float, Field(gt=0.0)] = 0.1
+    temperature: Positive = 0.1
     feature_dropout: Probability = 0.1
     output_dropout: Probability = 0.1
 

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Share, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.mixing import Mixing
@@ -36,8 +37,6 @@ from isogloss.objectives._gumbel import GumbelConfig, WithGumbelCodes, perplexit
 from isogloss.objectives._masked_units import MaskedUnits, MaskedUnitsConfig
 from isogloss.objectives.base import Watch
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
 
 class Config(GumbelConfig, MaskedUnitsConfig):
     """Settings of UniSpeech-SAT; the defaults are BASE. LARGE: target_width = final_width = 768.
@@ -51,9 +50,9 @@ class Config(GumbelConfig, MaskedUnitsConfig):
 
     name: Literal["unispeech_sat"] = "unispeech_sat"
     speaker_layer: Annotated[int, Field(ge=0)] | None = None
-    speaker_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    speaker_weight: Weight = 1.0
     speaker_loss: Literal["binary", "softmax"] = "binary"
-    num_candidates: Annotated[int, Field(ge=1)] = 100
+    num_candidates: Count = 100
     mixing_probability: Share = 0.2
     mixing_share: Share = 0.5
 

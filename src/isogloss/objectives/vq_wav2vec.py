@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.encoders.base import Encoder
@@ -28,7 +29,7 @@ from isogloss.encoders.wav2vec import Wav2VecEncoder
 from isogloss.losses.diversity import diversity_loss
 from isogloss.nn.vector_quantizer import QuantizedRows
 from isogloss.objectives._future import FuturePredictor, metrics_of
-from isogloss.objectives._gumbel import Count, Positive, TemperatureConfig, Weight, WithTemperature, temperature_metrics
+from isogloss.objectives._gumbel import TemperatureConfig, WithTemperature, temperature_metrics
 from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Watch
 from isogloss.targets.base import Quantized

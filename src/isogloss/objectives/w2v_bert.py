@@ -23,13 +23,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.bernoulli import fill_with_noise, mask_bernoulli
 from isogloss.encoders.base import Encoder
 from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.losses.prediction import unit_cross_entropy, unit_metrics
-from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight, WithGumbelCodes
+from isogloss.objectives._gumbel import GumbelConfig, WithGumbelCodes
 from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Watch
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count, Positive
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.corruption.bernoulli import mask_bernoulli
@@ -26,9 +27,6 @@ from isogloss.encoders.base import Encoder
 from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.objectives._watches import chance_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Config(ObjectiveConfig):

@@ -14,20 +14,17 @@ which the loop divides by the number of pairs (t, k). Scores of zero give (1 + J
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
-
-from pydantic import Field
+from typing import Literal, final
 
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.wav2vec import Wav2VecEncoder
 from isogloss.objectives._future import FuturePredictor, metrics_of, spread
-from isogloss.objectives._watches import chance_watch
+from isogloss.objectives._watches import chance_watch, latents_watch
 from isogloss.objectives.base import Objective, ObjectiveConfig, Watch
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Config(ObjectiveConfig):
@@ -46,7 +43,7 @@ class Config(ObjectiveConfig):
     num_steps: Count = 12
     num_negatives: Count = 10
     offset: Count | None = None
-    negative_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    negative_weight: Positive = 1.0
 
 
 @final
@@ -85,15 +82,8 @@ class Wav2Vec(Objective):
 
 def _watches(num_negatives: int) -> tuple[Watch, ...]:
     return (
-        Watch(
-            metric="latent_std",
-            # Before the guesses tell frames apart a healthy run shrinks the latents too, for some hundred updates.
-            low=1e-4,
-            patience=200,
-            grace=2000,
-            meaning="the latents no longer differ from frame to frame: the encoder has collapsed",
-            advice="lower the learning rate or warm up for longer",
-        ),
+        # Before the guesses tell frames apart a healthy run shrinks the latents too, for some hundred updates.
+        latents_watch(1e-4, grace=2000),
         chance_watch(
             1.2 / (1 + num_negatives),
             "the guesses tell the next frames from negatives",

@@ -22,13 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from isogloss.core.fields import Count, Positive, Probability, Weight
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.spans import mask_spans
 from isogloss.encoders.base import Encoder
 from isogloss.losses.contrastive import contrast, info_nce
 from isogloss.nn.dropout import Dropout
-from isogloss.objectives._gumbel import Count, GumbelConfig, Positive, Weight, WithGumbelCodes, perplexity_watch
+from isogloss.objectives._gumbel import GumbelConfig, WithGumbelCodes, perplexity_watch
 from isogloss.objectives._watches import TRIVIAL_CONTRAST, chance_watch
 
 
@@ -57,7 +58,7 @@ class Config(GumbelConfig):
     num_negatives: Count = 100
     temperature: Positive = 0.1
     feature_penalty: Weight = 10.0
-    feature_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    feature_dropout: Probability = 0.1
 
     @classmethod
     def of_heads(cls, heads: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -10,18 +10,17 @@ the context must tell the speakers apart and listen to the first.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, final
+from typing import Literal, Self, final
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
+from isogloss.core.fields import Share
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.corruption.mixing import Mixing
 from isogloss.data.noises import NoiseFolder
 from isogloss.encoders.base import Encoder
 from isogloss.objectives._masked_units import MaskedUnits, MaskedUnitsConfig
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Config(MaskedUnitsConfig):

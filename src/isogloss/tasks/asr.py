@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from isogloss.core.fields import Count, Probability
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
 from isogloss.core.vocabulary import BLANK, Labels, Vocabulary
 from isogloss.core.watch import Watch
@@ -44,8 +45,8 @@ class Config(TaskConfig):
     name: Literal["asr"] = "asr"
     labels: Labels = Labels()
     hidden_width: Annotated[int, Field(ge=0)] = 0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    beam: Annotated[int, Field(ge=1)] = 1
+    dropout: Probability = 0.0
+    beam: Count = 1
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with the symbols of the corpus."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Probability
 from isogloss.core.lookup import find_class, find_module
 from isogloss.core.rng import utterance_generators
 from isogloss.core.types import LossTerms, Packed, SpeechBatch
@@ -25,8 +25,6 @@ from isogloss.corruption.spans import mask_spans
 from isogloss.data.index import CorpusIndex
 from isogloss.encoders.base import Encoder
 from isogloss.nn.anchor import zero_of
-
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TaskConfig(Config):
@@ -46,7 +44,7 @@ class TaskConfig(Config):
     layers: Literal["last", "weighted"] = "last"
     head_only: Probability = 0.0
     mask_probability: Probability = 0.0
-    mask_span: Annotated[int, Field(ge=1)] = 10
+    mask_span: Count = 10
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with what follows from the corpus filled in (a vocabulary, the classes): a model holds them."""

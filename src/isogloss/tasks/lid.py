@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.fields import Count, Probability
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.core.watch import Watch
 from isogloss.data.folders import folder_of_cut
@@ -75,9 +76,9 @@ class Config(TaskConfig):
     head: Literal["hf", "fairseq", "linear"] = "hf"
     hidden_width: Annotated[int, Field(ge=0)] = 0
     pooling: Pooling = "mean"
-    attention_width: Annotated[int, Field(ge=1)] = 128
+    attention_width: Count = 128
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Probability = 0.0
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with the classes of the corpus: in order of their names."""

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from isogloss.core.config import Config, parse
+from isogloss.core.fields import Count, Positive
 from isogloss.training.recipe import Recipe, find_recipe, iteration_trees, parse_recipe
 
 FITTING = ("fit_share", "seed", "restarts")  # settings of k-means, which clusters that are there already do not need
@@ -58,8 +59,8 @@ class LabelConfig(Config):
     normalize: bool = False
     fit_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
-    restarts: Annotated[int, Field(ge=1)] = 1
-    batch_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+    restarts: Count = 1
+    batch_seconds: Positive = 60.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

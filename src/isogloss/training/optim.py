@@ -10,6 +10,7 @@ from torch import nn
 
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Positive, Weight
 
 
 class OptimConfig(Config):
@@ -20,11 +21,11 @@ class OptimConfig(Config):
     """
 
     name: Literal["adamw", "adam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-    head_lr: Annotated[float, Field(gt=0)] | None = None
+    lr: Positive = 5e-4
+    head_lr: Positive | None = None
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
-    eps: Annotated[float, Field(gt=0)] = 1e-6
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    eps: Positive = 1e-6
+    weight_decay: Weight = 0.01
     decay_all: bool = True
     clip: Annotated[float, Field(ge=0)] = 0.0
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from isogloss.core.config import Config, apply_overrides, parse, read_toml
 from isogloss.core.errors import ConfigError
+from isogloss.core.fields import Count, Positive
 from isogloss.core.lookup import find_module, nearest
 from isogloss.data.loader import DataConfig
 from isogloss.data.text_loader import TextData
@@ -22,8 +23,6 @@ from isogloss.training.schedule import ScheduleConfig
 from isogloss.training.start import StartConfig, resolve_start
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class TrainingConfig(Config):

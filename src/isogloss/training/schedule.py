@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from isogloss.core.config import Config
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from isogloss.core.fields import Share
 
 
 class ScheduleConfig(Config):
@@ -21,9 +20,9 @@ class ScheduleConfig(Config):
     """
 
     shape: Literal["linear", "cosine", "constant", "tri-stage"] = "linear"
-    warmup: Fraction = 0.08
-    hold: Fraction = 0.0
-    final_scale: Fraction = 0.0
+    warmup: Share = 0.08
+    hold: Share = 0.0
+    final_scale: Share = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
