@@ -29,17 +29,40 @@ def test_schedules_have_their_shapes() -> None:
     linear = scales(warmup=0.1)
     assert linear[0] == 0.1
     assert linear[9] == 1.0
-    assert linear[54] == pytest.approx(0.5)
-    assert linear[-1] == 0.0
-    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[49] == pytest.approx(0.55)
-    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[-1] == pytest.approx(0.1)
+    assert linear[55] == pytest.approx(0.5)
+    assert linear[-1] == pytest.approx(1 / 90)
+    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[50] == pytest.approx(0.55)
+    assert scales(shape="cosine", warmup=0.0, final_scale=0.1)[-1] == pytest.approx(0.1, abs=1e-3)
     assert set(scales(shape="constant", warmup=0.0)) == {1.0}
     tri = scales(shape="tri-stage", warmup=0.1, hold=0.4, final_scale=0.05)
-    assert tri[9:50] == [1.0] * 41
-    assert tri[74] == pytest.approx(math.sqrt(0.05))  # half way down an exponential
-    assert tri[-1] == pytest.approx(0.05)
+    assert tri[9:51] == [1.0] * 42
+    assert tri[75] == pytest.approx(math.sqrt(0.05))  # half way down an exponential
+    assert tri[-1] == pytest.approx(0.05 ** (49 / 50))
     # the shape does not depend on the length of the run
-    assert scales(1000, warmup=0.1)[549] == pytest.approx(linear[54], abs=1e-2)
+    assert scales(1000, warmup=0.1)[550] == pytest.approx(linear[55], abs=1e-2)
+
+
+@pytest.mark.parametrize(("shape", "reference"), [("linear", "linear"), ("cosine", "cosine")])
+def test_schedules_fall_as_those_of_transformers(shape: str, reference: str) -> None:
+    from transformers import get_scheduler
+
+    total, warmup = 40, 8
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(reference, optimizer, warmup, total)
+    expected = []
+    for _ in range(total):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert scales(total, shape=shape, warmup=warmup / total)[warmup:] == pytest.approx(expected[warmup:])
+
+
+@pytest.mark.parametrize("total", [1, 2, 5, 30])
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_no_update_is_computed_at_a_rate_of_zero(shape: str, total: int) -> None:
+    found = scales(total, shape=shape, warmup=0.1)
+    assert min(found) > 0
+    assert max(found) == 1.0
 
 
 def test_schedules_refuse_what_cannot_be() -> None:

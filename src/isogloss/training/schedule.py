@@ -14,9 +14,9 @@ from isogloss.core.fields import Share
 class ScheduleConfig(Config):
     """How the learning rate moves over a run.
 
-    `linear` and `cosine` rise linearly over `warmup` (a fraction of the run) and fall to `final_scale` of the peak at the
-    end; `constant` stays at the peak after the warm-up; `tri-stage` rises over `warmup`, holds over `hold`, and falls
-    exponentially to `final_scale` (fairseq's fine-tuning schedule).
+    `linear` and `cosine` rise linearly over `warmup` (a fraction of the run) and fall to `final_scale` of the peak, which the
+    update after the last would have; `constant` stays at the peak after the warm-up; `tri-stage` rises over `warmup`, holds
+    over `hold`, and falls exponentially to `final_scale` (fairseq's fine-tuning schedule).
     """
 
     shape: Literal["linear", "cosine", "constant", "tri-stage"] = "linear"
@@ -42,7 +42,9 @@ class ScheduleConfig(Config):
 def learning_rate_scale(schedule: ScheduleConfig, step: int, total: int) -> float:
     """Return the factor on the peak learning rate for update `step` (0-based) of `total`.
 
-    The first update has a small rate, not zero; the peak is reached at the last update of the warm-up.
+    The first update has a small rate, not zero; the peak is reached at the last update of the warm-up. The fall is that of
+    fairseq and transformers: the first update after the warm-up has the peak, and update `total`, which is not computed, would
+    have `final_scale`; so no update is computed at a rate of zero, and a single one has the peak.
     """
     warmup = round(schedule.warmup * total)
     if step < warmup:
@@ -52,7 +54,7 @@ def learning_rate_scale(schedule: ScheduleConfig, step: int, total: int) -> floa
     held = warmup + round(schedule.hold * total)
     if step < held:
         return 1.0
-    fraction = min(1.0, (step + 1 - held) / max(1, total - held))
+    fraction = min(1.0, (step - held) / max(1, total - held))
     floor = schedule.final_scale
     if schedule.shape == "tri-stage":
         return math.exp(fraction * math.log(floor))
