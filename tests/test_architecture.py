@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,26 @@ def test_imports_only_downward(path: Path) -> None:
 def test_torchaudio_is_never_imported() -> None:
     for path in FILES:
         assert not any(module.split(".")[0] == "torchaudio" for module in imported_modules(path)), path
+
+
+def tree_of_docs() -> dict[str, str]:
+    """Return what docs/architecture.md writes behind each package, on one line."""
+    text = (ROOT.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = text.split("src/isogloss/\n", 1)[1].split("```", 1)[0]
+    found = re.findall(r"^\d (\w+)/ +(.*(?:\n {5,}.*)*)", block, flags=re.MULTILINE)
+    return {package: " ".join(names.split()) for package, names in found}
+
+
+@pytest.mark.parametrize("package", sorted(LEVELS))
+def test_the_tree_of_the_docs_names_every_module(package: str) -> None:
+    told = tree_of_docs()[package]
+    there = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    plain = re.sub(r"\([^()]*\)", "", told)
+    named = set(re.findall(r"(?<![\w/<])[a-z0-9_]+(?![\w/<>])", plain))
+    if "one file per" in told or "one short module per" in told:  # plug-ins are what they are called
+        there -= {name for name in there if not name.startswith("_")} - named
+    elif package == "encoders":
+        there -= {name for name in there if re.fullmatch(r"_\w+_presets", name)}
+    assert there <= named
+    private = {name for name in named if name.startswith("_") and name != "_presets"}
+    assert private <= there, "what is named is there"
