@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from isogloss.cli._names import short_name
-from isogloss.cli._show import progress_bar as progress_bar
+from isogloss.cli._show import progress_bar
 from isogloss.cli._sources import check_sources, feature_sources, rivals
 
 if TYPE_CHECKING:
