@@ -17,7 +17,7 @@ from lhotse.utils import fastcopy
 from safetensors.torch import load_file
 
 import training_fakes as fakes
-from isogloss.adapt.base import AdaptRecipe, method_names, parse_adapt
+from isogloss.adapt.base import AdaptRecipe, find_method, method_names, parse_adapt
 from isogloss.adapt.guard import refuse_test_audio
 from isogloss.adapt.heldout import Scores
 from isogloss.adapt.judge import HeldOutJudge
@@ -296,8 +296,14 @@ def test_the_mixture_divides_by_speaker_and_replays_its_share(target: Path, othe
     assert len({cut.id for cut in train}) == len(train)
     # made once, and never of something else
     assert prepare_mixture(tmp_path / "corpus", target, **settings) == mixture
-    with pytest.raises(DataError, match="made of other corpora or settings"):
+    with pytest.raises(DataError, match=r"are given now: `adapt.replay` \(was 0.5, is 0.2\); usually"):
         prepare_mixture(tmp_path / "corpus", target, **{**settings, "replay": 0.2})
+    with pytest.raises(DataError, match=r"the audio of `--replay-data` \(was 8 .* s, is none\), `adapt.replay`"):
+        prepare_mixture(tmp_path / "corpus", target, heldout=0.3)
+    with pytest.raises(
+        DataError, match=r"now: the audio of `--data` or `data.languages` \(was 30 .*, is 15 utterances"
+    ):
+        prepare_mixture(tmp_path / "corpus", target, **settings, languages=["fr"])
     with pytest.raises(DataError, match="its held-out part"):
         prepare_mixture(tmp_path / "same", target, heldout=0.3, source=target, replay=0.5)
     with pytest.raises(DataError, match="replay needs a source corpus"):
@@ -343,3 +349,18 @@ def test_methods_are_files() -> None:
     assert not {"base", "run", "judge"} & set(method_names())
     with pytest.raises(ConfigError, match="needs a model to start from"):
         parse_adapt({"data": {}, "training": {"passes": 1}}, "test")
+    with pytest.raises(ConfigError) as told:
+        find_method("nope")
+    assert str(told.value) == (
+        "there is no method of adaptation `nope`; known are adapters, continued, gates, lora, one_hot, subnetwork"
+    )
+    with pytest.raises(ConfigError, match="known are adapters, "):
+        find_method("loss_measur")
+
+
+def test_two_lengths_of_a_run_are_named(model: Path, target: Path) -> None:
+    for passes in (0, 1):
+        with pytest.raises(ConfigError) as told:
+            recipe(model, target, training={"passes": passes, "updates": 5})
+        assert f"there are `training.updates` = 5 and `training.passes` = {passes}; leave one out" in str(told.value)
+        assert "{" not in str(told.value)

@@ -184,6 +184,10 @@ def test_settings_that_would_change_nothing_are_refused(folder: Path, tmp_path: 
     with pytest.raises(ConfigError, match="cannot have a `lottery` mask"):
         job_of("subnetwork", {"importance": "lottery"}, masked, folder / "abc", tmp_path / "again")
     assert job_of("continued", {}, masked, folder / "ab", tmp_path / "on").learner.encoder.edits is not None
+    with pytest.raises(
+        ConfigError, match=r"has masks for each of a, b, but not for c, .*; add it with `--method subnet"
+    ):
+        job_of("continued", {}, masked, folder / "abc", tmp_path / "on")
     fakes.run(job_of("lora", {"rank": 2}, folder / "model", folder / "ab", tmp_path / "lora", 1), tmp_path / "lora")
     for corpus in ("ab", "abc"):
         with pytest.raises(ConfigError, match=r"`method.rank` is 4, but they were made with 2"):

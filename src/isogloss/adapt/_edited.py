@@ -19,6 +19,8 @@ from isogloss.training.parallel import Learner, on_main
 from isogloss.training.recipe import Recipe
 from isogloss.training.start import fingerprint, start_learner
 
+# Which method makes and adds to each kind of edits.
+METHOD_OF = {"masks": "subnetwork", "one-hot": "one_hot", "adapters": "adapters", "gates": "gates", "lora": "lora"}
 _OF_THE_RUN = {"languages", "protected", "freeze_shared"}  # the rest of the settings of edits belongs to the model
 
 

@@ -12,11 +12,12 @@ from pydantic import Field
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import ConfigError
 from isogloss.core.fields import Count, Positive
-from isogloss.core.lookup import find_module, names_in
+from isogloss.core.lookup import find_module, names_in, nearest
 from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe, parse_recipe, recipe_tree
 
 _PACKAGE = "isogloss.adapt"
+LENGTHS = ("updates", "passes", "hours")  # of a run
 SHARED = frozenset({"base", "guard", "heldout", "judge", "loss_measure", "mixture", "report", "run"})
 
 
@@ -94,9 +95,16 @@ def parse_adapt(tree: Mapping[str, Any], where: str) -> AdaptRecipe:
     if "start" not in rest:
         raise ConfigError(f"{where}: adaptation needs a model to start from; give it with `--from MODEL`")
     training = dict(rest.get("training", {}))
-    is_empty = any(training.get(key) == 0 for key in ("updates", "passes", "hours"))
+    lengths = [key for key in LENGTHS if training.get(key) is not None]
+    if len(lengths) > 1:
+        told = " and ".join(f"`training.{key}` = {training[key]}" for key in lengths)
+        raise ConfigError(
+            f"{where}: one of `training.updates`, `training.passes` (`--passes`) and `training.hours` must say how long the run is, but "
+            f"there are {told}; leave one out"
+        )
+    is_empty = any(training[key] == 0 for key in lengths)
     if is_empty:
-        rest["training"] = {key: (1 if key in ("updates", "passes", "hours") else v) for key, v in training.items()}
+        rest["training"] = {key: (1 if key in lengths else v) for key, v in training.items()}
     recipe = parse_recipe(rest, where)
     return AdaptRecipe(recipe=recipe, method=config.model_dump(mode="json"), adapt=adapt, is_empty=is_empty)
 
@@ -108,8 +116,9 @@ def load_adapt(path: Path, overrides: list[str]) -> AdaptRecipe:
 
 def find_method(name: str) -> ModuleType:
     """Return a method's file; an unknown name is a `ConfigError` that names the nearest one."""
-    if name in SHARED:
-        raise ConfigError(f"there is no method `{name}`; known are {', '.join(method_names())}")
+    known = method_names()  # not the shared modules beside them, which `find_module` would also name
+    if name not in known:
+        raise ConfigError(f"there is no method of adaptation `{name}`; {nearest(name, known)}")
     return find_module(_PACKAGE, name)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lhotse import CutSet, MonoCut
 from lhotse.utils import fastcopy
@@ -16,6 +17,8 @@ from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
 from isogloss.data.inputs import open_corpus, write_corpus
 from isogloss.data.languages import normalize_language
+
+_SETTINGS = ("adapt.heldout", "adapt.replay", "data.min_seconds", "training.seed")
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,33 @@ def prepare_mixture(
     )
     mark = folder / "made_of.json"
     if mark.exists():
-        if json.loads(mark.read_text(encoding="utf-8")) != identity:
+        changed = mixture_differences(json.loads(mark.read_text(encoding="utf-8")), identity)
+        if changed:
             raise DataError(
-                f"{folder} was made of other corpora or settings than are given now, or by an older isogloss; usually because the corpus "
-                "was changed after the run was begun; start a new run in another folder"
+                f"{folder} was made of other corpora or settings than are given now: {', '.join(changed)}; usually because an option or "
+                "the corpus was changed after the run was begun; go on with the old ones, or start a new run in another folder"
             )
         return mixture
     _write(division, [copy for copy, _ in replayed], mixture)
     mark.write_text(json.dumps(identity) + "\n", encoding="utf-8")
     return mixture
+
+
+def mixture_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two mixtures' `made_of.json`, each by its option or setting and both values."""
+    if old.get("parts") != new.get("parts") or len(old.get("settings", ())) != len(_SETTINGS):
+        return ["the parts (by an older isogloss)"]
+    changed = []
+    for key, option in (("target", "`--data` or `data.languages`"), ("source", "`--replay-data`")):
+        if old[key] != new[key]:
+            was, now = (_told(tree[key]) for tree in (old, new))
+            changed.append(f"the audio of {option} (" + (f"was {was}, is {now})" if was != now else f"other {was})"))
+    pairs = zip(_SETTINGS, old["settings"], new["settings"], strict=True)
+    return changed + [f"`{name}` (was {was!r}, is {now!r})" for name, was, now in pairs if was != now]
+
+
+def _told(audio: Sequence[float | int]) -> str:
+    return f"{audio[0]} utterances of {audio[1]:g} s" if audio[0] else "none"
 
 
 def _write(division: Division, replayed: list[MonoCut], mixture: Mixture) -> None:
