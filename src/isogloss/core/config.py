@@ -94,7 +94,9 @@ def _describe(model: type[BaseModel], fault: dict[str, Any]) -> str:
         return f"`{key}` is missing"
     message = str(fault["msg"])
     message = message.removeprefix("Value error, ")
-    return f"`{key}` is {fault['input']!r}: {message[:1].lower()}{message[1:]}"
+    message = message[:1].lower() + message[1:]
+    # Settings that do not go together are named by the message; all of them would hide it.
+    return f"`{key}` is {fault['input']!r}: {message}" if key else message
 
 
 def _owner(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
