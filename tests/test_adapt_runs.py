@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import isogloss.adapt.run
 import training_fakes as fakes
 from isogloss.adapt._beside import beside, needs_controls
+from isogloss.adapt._outcome import outcome
 from isogloss.adapt.base import AdaptRecipe, parse_adapt
 from isogloss.adapt.judge import HeldOutJudge
 from isogloss.adapt.run import adapt
@@ -65,6 +66,7 @@ def recipe_of(model: Path, target: Path, **sections: dict[str, Any]) -> AdaptRec
         "schedule": {"shape": "constant"},
         "training": {"updates": 2, "log_every": 1},
         "method": {},
+        "objective": {},
     }
     return parse_adapt({name: {**values, **sections.get(name, {})} for name, values in defaults.items()}, "test")
 
@@ -109,7 +111,7 @@ def test_forgetting_is_measured_on_languages_that_the_edits_do_not_know(folder: 
 
 def test_only_the_languages_that_are_named_are_heard_and_judged(folder: Path, tmp_path: Path) -> None:
     asked = recipe_of(folder / "model", folder / "target", data={"languages": ["b"]})
-    result = adapt(asked, tmp_path, replay_data=folder / "source")
+    result = adapt(asked, tmp_path)
     assert {record.dataset for record in result.records} == {"target held out", "target held out/b", "probe"}
     for part in ("train", "choosing", "reporting"):
         assert {cut.supervisions[0].language for cut in open_corpus(tmp_path / "corpus" / part)} == {"b"}
@@ -121,6 +123,46 @@ def test_nothing_usable_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     speech_corpus(tmp_path / "short", [400, 400], languages="a")  # shorter than a frame
     with pytest.raises(DataError, match="no utterance is as long as `min_seconds`"):
         adapt(recipe_of(folder / "model", folder / "target"), tmp_path / "run", source=tmp_path / "short")
+
+
+def test_options_that_would_do_nothing_are_refused_or_told(folder: Path, tmp_path: Path) -> None:
+    plain = recipe_of(folder / "model", folder / "target")
+    with pytest.raises(ConfigError, match=r"--replay-data .* must come with its share .* say how much with `--replay`"):
+        adapt(plain, tmp_path, replay_data=folder / "source")
+    for objective in ({}, {"name": "multi", "parts": {"a": {"objective": OBJECTIVE}}}):
+        given = recipe_of(folder / "model", folder / "target", data={"units": "nowhere"}, objective=objective)
+        with pytest.raises(
+            ConfigError, match=r"`--units nowhere` must go with an objective that predicts units, but `(wav|mul)"
+        ):
+            adapt(given, tmp_path)
+    given = recipe_of(folder / "hubert", folder / "target", data={"units": "nowhere"})
+    with pytest.raises(DataError, match="nowhere: not a table of units"):
+        adapt(given, tmp_path)
+    assert not list(tmp_path.iterdir())
+    nothing = recipe_of(folder / "model", folder / "target", training={"updates": 0})
+    speech_corpus(tmp_path / "one", [9000, 9000, 9000], languages="a")
+    probed = adapt(nothing, tmp_path / "probed", probe_data=tmp_path / "one")
+    assert "the quick probe measured nothing on" in probed.summary["notes"][0]
+    assert not adapt(nothing, tmp_path / "default").summary["notes"]
+
+
+def test_what_the_model_is_where_no_update_was_better(folder: Path, tmp_path: Path) -> None:
+    nothing = {"training": {"updates": 0}}
+    for method, said in (
+        ({}, "no update was computed, so the model is the start, unchanged: "),
+        (
+            MASKS,
+            "no update was computed, so the model is the start with the masks that were put in for a, b, as they were before",
+        ),
+    ):
+        run = tmp_path / str(len(method))
+        result = adapt(recipe_of(folder / "model", folder / "target", **nothing, method=method), run)
+        assert outcome(result.summary, result.model_dir).startswith(said)
+    again = adapt(recipe_of(run / "model", folder / "target", **nothing), tmp_path / "again")
+    assert outcome(again.summary, again.model_dir).endswith(f"is the start, unchanged: {again.model_dir}")
+    trained = {**again.summary, "updates": 3}
+    assert outcome(trained, run).startswith("no update was better than the start")
+    assert outcome({**trained, "chosen_update": 2}, run) == f"model of update 2: {run}"
 
 
 def units_of(corpus: Path, table: Path) -> Path:

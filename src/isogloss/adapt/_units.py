@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +23,14 @@ def check_units(
 ) -> None:
     """Refuse, before anything is computed, a corpus without units where the recipe names units, and units of other clusters.
 
-    Raises `ConfigError`.
+    Raises `ConfigError`, also for units that the objective does not predict; `DataError` for a folder that is no table of units.
     """
     units = recipe.data.units
+    if units and not _predicts_units(recipe.objective):
+        raise ConfigError(
+            f"`--units {units}` must go with an objective that predicts units, but `{recipe.objective['name']}` does not and would not "
+            "read them; leave it out, or choose such an objective (`--set objective.name=hubert`)"
+        )
     for wanted, own, flag, what in (
         (replays, replay_units, "--replay-units", "replayed"),
         (source, source_units, "--source-units", "source"),
@@ -42,6 +49,9 @@ def check_units(
                 f"the units in {own} must be of the same clusters as those in {units}, but are of others; label with `isogloss label "
                 f"--clusters {units}`"
             )
+    for table in (units, replay_units, source_units):
+        if table:
+            UnitTable(table)
     start = recipe.start
     takes_heads = start is not None and start.heads == "take"
     if units and takes_heads and start is not None and not same_units(Path(start.model), Path(units)):
@@ -49,6 +59,12 @@ def check_units(
             f"the units in {units} must be of the clusters that {start.model} predicts, but are of others, so its head would have to "
             f"unlearn them; label with `isogloss label --clusters {start.model}`, or set `start.heads=fresh`"
         )
+
+
+def _predicts_units(objective: Mapping[str, Any]) -> bool:
+    """Return whether an objective of these settings, or one of its parts, predicts units."""
+    parts = [part["objective"] for part in objective.get("parts", {}).values()]
+    return "num_units" in objective or any(_predicts_units(part) for part in parts)
 
 
 def join_units(folder: Path, target: str, replay: str, mixture: Mixture) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from isogloss.adapt._edited import edits_of_model
 from isogloss.adapt._figures import measure, open_corpora
+from isogloss.adapt._outcome import put_in
 from isogloss.adapt._units import check_units, join_units
 from isogloss.adapt.base import AdaptRecipe, find_method
 from isogloss.adapt.heldout import heldout_batches, score
@@ -31,6 +32,8 @@ from isogloss.training.preempt import stop_on_signals
 from isogloss.training.recipe import Recipe
 from isogloss.training.rundir import Resume
 from isogloss.training.schedule import learning_rate_scale
+
+NO_PROBE = "the quick probe measured nothing on {}: it needs phone alignments of three utterances, or two languages with two speakers each"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ def adapt(
         raise ConfigError("there is no target audio: give a corpus with `--data DIR`")
     set_threads(recipe.recipe.training.threads)
     method = find_method(recipe.method["name"])
+    if replay_data is not None and not recipe.adapt.replay:
+        raise ConfigError(
+            f"`--replay-data {replay_data}` must come with its share of the seconds of training, but none is given, so nothing of it would "
+            "be heard; say how much with `--replay`, for instance 0.2, or leave it out"
+        )
     replays = replay_data is not None and recipe.adapt.replay > 0
     check_units(
         recipe.recipe, replays=replays, source=source is not None, replay_units=replay_units, source_units=source_units
@@ -102,9 +110,9 @@ def adapt(
         )
         before = after = measure(learner, corpora)
         edits = learner.encoder.edits
+        own_edits = None if edits is None else edits_of_model(recipe.recipe)
         if edits is not None:
             # What was there before is the model that the run starts from, not one that masks have been put into already.
-            own_edits = edits_of_model(recipe.recipe)
             before = measure(learner, corpora, known=() if own_edits is None else own_edits.languages)
         on_main(lambda: _keep_start(job, run_dir))
         result: TrainResult | None = None
@@ -128,6 +136,8 @@ def adapt(
             probe_note=_probe_note(is_target=probe_data is None, is_given=edits is not None),
         )
         summary = _summary(recipe, job, mixture, judge, chosen, last)
+        summary["put_in"] = put_in(edits, own_edits)
+        summary["notes"] = [] if probe_data is None or after.probe else [NO_PROBE.format(probe_data)]
         on_main(lambda: _write(run_dir, records, summary))
     return AdaptResult(run_dir / "model", chosen, last, records, summary)
 

@@ -115,6 +115,7 @@ def adapt(
 
 def _show(result: AdaptResult, out: Path, others: list[Path]) -> None:
     from isogloss.adapt._beside import beside, needs_controls
+    from isogloss.adapt._outcome import outcome
     from isogloss.cli._show import print_table
     from isogloss.evaluation.tables import to_rich
 
@@ -144,7 +145,6 @@ def _show(result: AdaptResult, out: Path, others: list[Path]) -> None:
         typer.echo(
             f"too little held-out audio to report on other than chose the update, so figures flatter: {languages}"
         )
-    if result.step == 0:
-        typer.echo(f"no update was better than the start, so the model is the start, unchanged: {result.model_dir}")
-    else:
-        typer.echo(f"model of update {result.step}: {result.model_dir}")
+    for note in summary["notes"]:
+        typer.echo(note)
+    typer.echo(outcome(summary, result.model_dir))
