@@ -10,13 +10,13 @@ import soxr
 
 from fake_debian import FakeArchive, build_deb
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.data.corpora import debian
 from isogloss.data.corpora._apt import Apt
 from isogloss.data.corpora._deb import unpack
 from isogloss.data.corpora._decode import UnusableRecordingError, decode
 from isogloss.data.corpora._layouts import load_table, wanted
 from isogloss.data.inputs import open_corpus
-from isogloss.data.languages import normalize_language
 
 
 def tone(seconds: float = 0.5, hertz: float = 440.0, rate: int = 16_000, peak: float = 0.5) -> np.ndarray:

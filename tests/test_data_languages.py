@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isogloss.core.errors import DataError
-from isogloss.data.languages import language_of_folder, normalize_language
+from isogloss.core.languages import language_of_folder, normalize_language
 
 
 @pytest.mark.parametrize(

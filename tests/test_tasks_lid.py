@@ -14,10 +14,10 @@ import soundfile
 import torch
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.languages import normalize_language
 from isogloss.core.types import SpeechBatch
 from isogloss.data.folders import folder_of_cut
 from isogloss.data.index import CorpusIndex
-from isogloss.data.languages import normalize_language
 from isogloss.data.shards import shard
 from isogloss.encoders.presets import build_encoder
 from isogloss.evaluation.relatedness import FLEURS_REGIONS

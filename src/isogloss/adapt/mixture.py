@@ -14,9 +14,9 @@ from lhotse.utils import fastcopy
 from isogloss.adapt._division import Division, divide, language_of
 from isogloss.adapt.guard import refuse_test_audio
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.core.rng import derive_seed
 from isogloss.data.inputs import open_corpus, write_corpus
-from isogloss.data.languages import normalize_language
 
 _SETTINGS = ("adapt.heldout", "adapt.replay", "data.min_seconds", "training.seed")
 

@@ -296,9 +296,9 @@ def prepare(
 ) -> None:
     """Obtain a public corpus and write it as cuts; says what it downloads."""
     from isogloss.core.errors import ConfigError
+    from isogloss.core.languages import normalize_language
     from isogloss.core.lookup import find_module
     from isogloss.data.inputs import open_corpus
-    from isogloss.data.languages import normalize_language
     from isogloss.data.stats import corpus_stats
 
     module = find_module("isogloss.data.corpora", name)

@@ -299,8 +299,8 @@ def _phone_splits(
     needs_times: bool = True,
 ) -> tuple[Any, bool, str]:
     from isogloss.core.errors import ConfigError
+    from isogloss.core.languages import normalize_language
     from isogloss.data.inputs import open_corpus
-    from isogloss.data.languages import normalize_language
     from isogloss.evaluation.lid import language_of
     from isogloss.evaluation.probe_corpus import with_phones
     from isogloss.evaluation.probe_splits import split_for_probe

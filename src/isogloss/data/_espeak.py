@@ -113,7 +113,7 @@ def voice_of(language: str) -> str:
 
     Raises `DataError` for a language that espeak-ng does not speak, `MissingExtraError` without espeakng-loader.
     """
-    from isogloss.data.languages import normalize_language
+    from isogloss.core.languages import normalize_language
 
     known = languages()
     asked = language.replace("_", "-").lower()

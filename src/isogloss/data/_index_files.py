@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.data.cut_lines import parse_line, read_lines
-from isogloss.data.languages import normalize_language
 from isogloss.data.tar_members import Member
 
 FORMAT = 1

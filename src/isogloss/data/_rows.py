@@ -12,9 +12,9 @@ from typing import Any
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.data._paths import printable
 from isogloss.data.audio import AudioError, AudioHeader, inspect_audio
-from isogloss.data.languages import normalize_language
 
 # How corpora call a column → how isogloss does
 _COLUMNS = {

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from isogloss.core.errors import DataError
+from isogloss.core.languages import language_of_folder
 from isogloss.data._paths import printable
 from isogloss.data._rows import COLUMN_NAMES, Row, gender_of, path_below, row_of_fields, stem_of
 from isogloss.data.audio import SUFFIXES
 from isogloss.data.cut_lines import read_lines
-from isogloss.data.languages import language_of_folder
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_FIELD = 1 << 20

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.languages import language_of_folder, normalize_language
 from isogloss.core.lookup import nearest
 from isogloss.data._paths import printable
 from isogloss.data._rows import Rejected, Row, cuts_of_rows, gender_of, name_rows
 from isogloss.data._tables import regular_lines, rows_of_folder, rows_of_table
 from isogloss.data._write import write_corpus
-from isogloss.data.languages import language_of_folder, normalize_language
 
 Parts = dict[str, Iterator[Row]]
 _PARTS = ("train", "dev", "test")

@@ -14,6 +14,7 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut
 
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.data._paths import PathLike, printable
 from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_rows
 from isogloss.data._tables import (
@@ -29,7 +30,6 @@ from isogloss.data._tables import (
 from isogloss.data._write import write_corpus, write_fairseq
 from isogloss.data.alignments import alignments_beside
 from isogloss.data.cut_lines import parse_line, to_cut
-from isogloss.data.languages import normalize_language
 from isogloss.data.tar_members import is_shar, iterate_shards, read_member, shard_files
 
 __all__ = ["Rejected", "form_of", "iterate_corpus", "open_corpus", "write_corpus", "write_fairseq"]

@@ -15,7 +15,7 @@ from typing import Any
 from lhotse import MonoCut
 
 from isogloss.core.errors import DataError
-from isogloss.data.languages import normalize_language
+from isogloss.core.languages import normalize_language
 
 GENDERS = ("male", "female", "unknown")
 _COLUMNS = (

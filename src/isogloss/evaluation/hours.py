@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from isogloss.core.errors import DataError
+from isogloss.core.languages import normalize_language
 from isogloss.data.index import CorpusIndex
-from isogloss.data.languages import normalize_language
 
 
 def read_hours(sources: Sequence[Path | str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isogloss.core.errors import DataError
-from isogloss.data.languages import normalize_language
+from isogloss.core.languages import normalize_language
 
 _GROUPS = (
     *("bs hr sr cnr sh", "bg mk", "cs sk", "be ru uk", "da nb nn no sv", "fo is", "af nl", "lb de gsw"),

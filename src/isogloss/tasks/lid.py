@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.fields import Count, Probability
+from isogloss.core.languages import UNDETERMINED, normalize_language
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.core.watch import Watch
 from isogloss.data.folders import folder_of_cut
 from isogloss.data.index import CorpusIndex
-from isogloss.data.languages import UNDETERMINED, normalize_language
 from isogloss.encoders.base import Encoder
 from isogloss.nn.dropout import Dropout
 from isogloss.nn.pooling import Pool, Pooling

@@ -246,7 +246,7 @@ def _named_channels(channels: Sequence[str] | Mapping[str, Channel]) -> list[tup
 
 
 def _checked_languages(languages: Iterable[str]) -> list[str]:
-    from isogloss.data.languages import normalize_language
+    from isogloss.core.languages import normalize_language
 
     tags = list(dict.fromkeys(normalize_language(language).tag for language in languages))
     if not tags:
