@@ -220,6 +220,7 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     assert by_language[0].meta["speakers"] == 5
     said = [json.loads(line) for line in (tmp_path / "said-test.jsonl").read_text().splitlines()]
     assert len(said) == 20
+    assert {(line["labels"], line["synthetic"]) for line in said} == {("gold", False)}
     assert (tmp_path / "said-other.jsonl").exists()
     gap = next(record for record in read_results(results) if record.dataset == "test − other")
     assert gap.meta["languages"] == ["fr", "hr", "sr"]  # Xhosa is in one of them only

@@ -20,8 +20,8 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="write a line of JSON for each utterance: id, text, speaker, language, seconds, reference, and the scores of a task "
-            "with classes; with several corpora a file each, named after it"
+            help="write a line of JSON for each utterance: id, text, speaker, language, seconds, reference (with its kind of labels, and "
+            "whether the speech is synthetic), and the scores of a task with classes; with several corpora a file each, named after it"
         ),
     ] = None,
     dev: Annotated[
