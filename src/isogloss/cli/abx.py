@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from isogloss.cli._out import check_file
+
 app = typer.Typer(add_completion=False)
 
 
@@ -76,6 +78,7 @@ def abx(
     from isogloss.evaluation.probe_corpus import with_phones
     from isogloss.evaluation.tables import to_rich, write_results
 
+    check_file(out)
     models, others = model or [], rivals(against)
     check_sources(models, others, folders=features or [], layers=layer is not None)
     cuts: list[Any] = list(open_corpus(data, language=language))

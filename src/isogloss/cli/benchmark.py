@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 app = typer.Typer(add_completion=False)
 
 
@@ -39,6 +41,7 @@ def benchmark(
     from isogloss.core.lookup import nearest
     from isogloss.data.inputs import open_corpus
 
+    check_folder(out)
     console = Console()
     chosen = load_suite(suite)
     if budget not in chosen.budgets:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isogloss.cli._out import check_file, check_folder
 from isogloss.cli._show import counts_table, print_table, progress, stages
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def audit(
     from isogloss.data.audit import audit as run_audit
     from isogloss.data.inputs import Rejected, form_of, iterate_corpus, write_corpus
 
+    check_folder(out)
     alignments = _alignments(ctm or [], textgrids, alignment_kind)
 
     def read() -> Iterator[MonoCut | Rejected]:
@@ -153,6 +155,7 @@ def segment(
     from isogloss.data.segment import SegmentSettings
     from isogloss.data.segment import segment as run_segment
 
+    check_folder(out)
     cuts = open_corpus(corpus, language=language)
     with progress("finding speech", "seconds") as tell:
         report = run_segment(
@@ -203,6 +206,7 @@ def split(
 
     if by is SplitBy.source and not test_source:
         raise ConfigError("`--by source` needs `--test-source NAME`: the source to hold out")
+    check_folder(out)
     cuts = open_corpus(corpus, language=language)
     if by is SplitBy.source:
         parts = splits.split_by_source(cuts, test_source or [], only_shared_languages=shared_languages)
@@ -240,6 +244,7 @@ def stats(
     for path in out or []:
         if path.suffix not in (".md", ".csv", ".json"):
             raise ConfigError(f"`--out {path}` must end in .md, .csv or .json")
+        check_file(path)
     with progress("reading", "cuts") as tell:
         cuts = []
         for corpus in corpora:
@@ -270,6 +275,7 @@ def shard(
     from isogloss.data.inputs import open_corpus
     from isogloss.data.shards import shard as write_shards
 
+    check_folder(out)
     cuts = open_corpus(corpus, language=language)
     with progress("writing", "cuts") as tell:
         report = write_shards(cuts, out, shard_size=shard_size, audio_format=audio_format.value, progress=tell)
@@ -301,6 +307,7 @@ def prepare(
     from isogloss.data.inputs import open_corpus
     from isogloss.data.stats import corpus_stats
 
+    check_folder(out)
     module = find_module("isogloss.data.corpora", name)
     run = vars(module).get("prepare")
     if run is None:
@@ -325,6 +332,7 @@ def import_downloaded(
     from isogloss.data.downloads import import_corpus
     from isogloss.data.stats import format_duration
 
+    check_folder(out)
     found = import_corpus(name, folder, out)
     for rejected in found.rejected[:20]:
         typer.echo(f"rejected ({rejected.verdict}) {rejected.id}: {rejected.reason}", err=True)
@@ -350,6 +358,7 @@ def synthesize(
     from isogloss.data.inputs import open_corpus
     from isogloss.data.stats import corpus_stats
 
+    check_folder(out)
     with stages() as tell:
         run(
             out,

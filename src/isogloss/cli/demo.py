@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 app = typer.Typer(add_completion=False)
 
 
@@ -48,6 +50,7 @@ def demo(
     from isogloss.benchmark.demo import run_demo
     from isogloss.benchmark.demo_report import findings, result_table, write_report
 
+    check_folder(out)
     console = Console()
     result = run_demo(out, size=size.value, speech=speech.value, seed=seed, console=console)
     path = write_report(result)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -20,6 +22,7 @@ def export(
     from isogloss.hub.load import load_model
     from isogloss.hub.save import read_extra
 
+    check_folder(folder, "FOLDER")
     loaded = load_model(model)
     extra = read_extra(model) if loaded.report.format == "isogloss" else {}
     # Heads of foreign checkpoints bear the names of our wav2vec 2.0 objective only where they are its heads.

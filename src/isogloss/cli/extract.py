@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 app = typer.Typer(add_completion=False)
 
 
@@ -33,6 +35,7 @@ def extract(
     from isogloss.evaluation.features import extract_features, write_feature_files
     from isogloss.hub.load import load_encoder
 
+    check_folder(out)
     encoder = load_encoder(model).to("cuda" if torch.cuda.is_available() else "cpu")
     cuts = list(open_corpus(data))
     with progress_bar(f"encoding {len(cuts)} utterances") as progress:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 app = typer.Typer(add_completion=False)
 
 
@@ -62,6 +64,7 @@ def label(
     from isogloss.labelling.quality import phone_quality
     from isogloss.training.iterations import LabelConfig, load_iterations
 
+    check_folder(out)
     tree: dict[str, Any] = {}
     corpus = data
     if recipe is not None:

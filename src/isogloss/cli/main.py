@@ -8,6 +8,7 @@ import sys
 
 from isogloss import __version__
 from isogloss.core.errors import IsoglossError
+from isogloss.core.os_errors import explain
 
 VERBS = {
     "demo": "the whole chain on real recordings, in minutes; ends in an HTML report",
@@ -33,7 +34,8 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb and leave with an honest exit code.
 
-    A user's mistake (`IsoglossError`) is one sentence on standard error; `--debug` shows where it came from.
+    A user's mistake (`IsoglossError`), and a path that the operating system refuses, are one sentence on standard error; `--debug`
+    shows where it came from.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -53,6 +55,18 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has left (`isogloss … | head`): nothing more to say, and nothing to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        told = None if debug or _is_ours(error) else explain(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"isogloss: {' '.join(told.split())} (`--debug` shows where it happened)\n")
+        sys.exit(1)
+
+
+def _is_ours(error: OSError) -> bool:
+    """Return whether the path lies in the program itself: no user can mend that."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    return isinstance(error.filename, str) and os.path.abspath(error.filename).startswith(package + os.sep)  # noqa: PTH100
 
 
 def _run(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from isogloss.cli._names import short_name
+from isogloss.cli._out import check_file
 from isogloss.cli._show import progress_bar
 from isogloss.cli._sources import check_sources, feature_sources, rivals
 
@@ -56,6 +57,7 @@ def phones(
     from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records
     from isogloss.evaluation.probes import SearchBudget, best_on_dev, probe_phones
 
+    check_file(out)
     models, others = [] if model is None else [model], _rivals(model, against)
     check_sources(models, others, layers=layer is not None)
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
@@ -95,6 +97,7 @@ def ctc(
     from isogloss.evaluation.ctc_probe import CtcProbeSettings, probe_ctc
     from isogloss.evaluation.probe_records import ctc_counts, ctc_records, difference_record
 
+    check_file(out)
     models, others = [] if model is None else [model], _rivals(model, against)
     check_sources(models, others, layers=layer is not None)
     layers = [-1 if layer is None else layer]
@@ -169,6 +172,7 @@ def lid(
         raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
     if versus is not None and model is None:
         raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
+    check_file(out)
     models, others = [path for path in (model, versus) if path is not None], _rivals(model, against)
     check_sources(models, others, layers=layer is not None)
     numbers = None if shots is None else _numbers(shots)

@@ -20,6 +20,7 @@ from torch import Tensor
 from isogloss import __version__
 from isogloss.core.config import Config, parse
 from isogloss.core.errors import CheckpointError, ConfigError
+from isogloss.core.os_errors import advice
 from isogloss.core.tensor_file import write_tensors
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import EditsConfig, dense_tensors, split_rows
@@ -135,9 +136,9 @@ def commit_folder(folder: Path, mark: str, fill: Any) -> None:
         if retired.exists() and not folder.exists():
             retired.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: cannot be written: {error}; free some space, or choose another place"
-        ) from None
+        # safetensors tells what the system said as text only, and a full disk is what it usually is
+        why = advice(error) if isinstance(error, OSError) else f"{error}; free some space, or choose another place"
+        raise CheckpointError(f"{folder}: cannot be written: {why}") from None
 
 
 def read_isogloss(folder: Path) -> Found:
