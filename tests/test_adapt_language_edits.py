@@ -27,9 +27,11 @@ from isogloss.encoders.language_edits import (
     install,
     matrices,
     remove,
+    row_of,
     select,
     split_rows,
     with_languages,
+    write_rows,
 )
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.hub.load import load_encoder
@@ -112,10 +114,24 @@ def test_an_encoder_fixed_to_a_language_is_what_training_computes(make: Callable
         assert fixed.convolutions.convs[0].weight is encoder.convolutions.convs[0].weight  # type: ignore[attr-defined]
     for a, b in itertools.combinations(outputs, 2):
         assert not torch.allclose(a, b, atol=1e-3)
-    with pytest.raises(ConfigError, match="did you mean `mdw`"):
+    with pytest.raises(ConfigError, match="not adapted to the language `mdv`, but to mdw, nst, ckb"):
         encoder.for_language("mdv")
     with pytest.raises(ConfigError, match="already"):
         install(encoder, MasksConfig(languages=("fr",)))
+
+
+def test_a_language_is_found_in_every_spelling_and_region() -> None:
+    encoder = build_encoder(preset("wave-tiny"))
+    install(encoder, GatesConfig(languages=("es", "cs", "pt-BR", "nst-tusom", "pt")))
+    spelled = {"CS": 1, "ces": 1, "cs-CZ": 1, "cs_CZ.UTF-8": 1, "Czech": 1, "por_BR": 2, "pt-PT": 4, "spa-419": 0}
+    assert {tag: row_of(encoder, tag) for tag in spelled} == spelled
+    for other in ("nst", "pt-Cyrl", "wen"):
+        with pytest.raises(ConfigError, match=f"not adapted to the language `{other}`, but to es, cs"):
+            row_of(encoder, other)
+    with pytest.raises(ConfigError, match="do not say their language.*gates.*`--language`"):
+        row_of(encoder, None)
+    with pytest.raises(ConfigError, match="belongs to another model"):
+        write_rows(encoder, {key.replace("cs/", "cs-CZ/"): value for key, value in split_rows(encoder).items()})
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

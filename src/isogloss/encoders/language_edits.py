@@ -7,6 +7,7 @@ without a selected language it computes what it did. Every tensor of an edit has
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from isogloss.core.config import Config
 from isogloss.core.errors import ConfigError
 from isogloss.core.fields import Count, Positive
-from isogloss.core.lookup import nearest
+from isogloss.core.languages import normalize_language
 from isogloss.encoders.base import Encoder
 from isogloss.nn.edits import Adapter, Gate, LanguageEdit, LanguageVector, LowRank, WeightMask
 from isogloss.nn.product import Linear
@@ -143,13 +144,27 @@ def select(module: nn.Module, language: int | None) -> None:
 
 
 def row_of(encoder: Encoder, language: str | None) -> int:
-    """Return the row of a language; `ConfigError` names the nearest one where there is none."""
+    """Return the row of a language, in any spelling that corpora have (`cs`, `CS`, `ces`), or of it in all regions (`cs-CZ`).
+
+    Raises `ConfigError` where there is none, and for an encoder that is the same for all.
+    """
     if encoder.edits is None:
         raise ConfigError("this encoder is the same for all languages; adapt it first (`isogloss adapt`)")
-    if language not in encoder.edits.languages:
-        hint = nearest(str(language), list(encoder.edits.languages))
-        raise ConfigError(f"this encoder was not adapted to the language `{language}`; {hint}")
-    return encoder.edits.languages.index(language)
+    languages = encoder.edits.languages
+    if language is None:
+        raise ConfigError(
+            f"utterances do not say their language, by which this encoder's {encoder.edits.kind} are chosen ({', '.join(languages)}); "
+            "give `--language`, or a corpus that says it"
+        )
+    if language in languages:
+        return languages.index(language)
+    tag = normalize_language(language).tag
+    # A region is a place, seldom another language: its speech is that of the language as a whole (RFC 4647, §3.4).
+    for wider in dict.fromkeys((tag, re.sub(r"-([A-Z]{2}|[0-9]{3})$", "", tag))):
+        for row, known in enumerate(languages):
+            if normalize_language(known).tag == wider:
+                return row
+    raise ConfigError(f"this encoder was not adapted to the language `{language}`, but to {', '.join(languages)}")
 
 
 @torch.no_grad()
@@ -190,12 +205,14 @@ def write_rows(encoder: Encoder, rows: Mapping[str, Tensor]) -> None:
     Raises `ConfigError` for a name that the encoder does not have, and for another shape.
     """
     tensors = {name: tensor for name, tensor in encoder.state_dict().items() if MARK in name}
+    languages = encoder.edits.languages if encoder.edits is not None else ()
     for key, value in rows.items():
         language, _, name = key.partition("/")
         target = tensors.get(name)
-        if target is None or target[0].shape != value.shape or target.dtype != value.dtype:
+        # Rows have the very names of languages: `fr-CA` must not become `fr` here.
+        if target is None or language not in languages or target[0].shape != value.shape or target.dtype != value.dtype:
             raise ConfigError(f"`{key}` does not fit the encoder's edits; usually because it belongs to another model")
-        target[row_of(encoder, language)].copy_(value)
+        target[languages.index(language)].copy_(value)
 
 
 def dense_tensors(encoder: Encoder) -> dict[str, Tensor]:
