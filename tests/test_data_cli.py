@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,32 @@ def test_bad_recordings_are_named_and_the_exit_code_is_honest(
     assert len(open_corpus(tmp_path / "clean")) == 11, "the good ones are written all the same"
     run("audit", corpus, "--workers", 1, "--max-rejected", 0.1)
     assert "3.wav: has 0 bytes (1 of 12" in fails(capfd, 1, "stats", corpus)
+
+
+def test_languages_that_nobody_knows_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "recordings"
+    for number, name in enumerate(("fr/a", "mboshi/a", "mboshi/deep/b", "radio/a", "c")):
+        write(folder / f"{name}.wav", speechlike(0.4, number))
+    shown = run("audit", folder, "--workers", 1, "--out", tmp_path / "clean")
+    assert "warning: `mboshi` is a folder whose name is no language; near it is `mdw` (Mbosi)" in shown
+    assert "the 2 utterances in it have none" in shown
+    assert "warning: `radio` is a folder" in shown
+    assert "`fr`" not in shown
+    assert "`c" not in shown, "a file beside the folders names nothing"
+    assert re.search(r"warnings │ +2 ", shown)
+    faults = json.loads((tmp_path / "clean" / "report.json").read_text())["language_faults"]
+    assert [fault["name"] for fault in faults] == ["mboshi", "radio"]
+    assert "warnings" in (shown := run("audit", folder, "--workers", 1, "--language", "mdw"))
+    assert "no language" not in shown
+    # codes of a table are kept, and told
+    lines = ["file_name,language", "fr/a.wav,klingonish", "mboshi/a.wav,klingonish", "radio/a.wav,fr", "c.wav,x-mine"]
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    shown = run("audit", folder, "--workers", 1)
+    assert "warning: `klingonish` is the language of 2 utterances, but no registry knows it" in shown
+    assert re.search(r"warnings │ +1 ", shown)
+    for verb in (["audit"], ["stats"], ["segment", "--out", tmp_path / "x"]):
+        told = fails(capfd, 2, verb[0], folder, *verb[1:], "--language", "klingonish")
+        assert "`klingonish` is no language that a registry knows; near it is `tlh` (Klingon)" in told
 
 
 def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isogloss.core.errors import DataError
-from isogloss.core.languages import language_of_folder, normalize_language
+from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.languages import known_language, language_of_folder, normalize_language
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,15 @@ def test_any_text_gives_a_usable_tag_or_a_data_error(code: str) -> None:
     assert tag
     assert all(c in string.ascii_letters + string.digits + "-" for c in tag)
     assert normalize_language(tag).tag == tag
+
+
+@pytest.mark.parametrize("code", ["fr", "mdw", "und", "French", "mis-x-klingon", "x-klingonish"])
+def test_an_option_takes_what_registries_know_and_private_tags(code: str) -> None:
+    assert known_language(code) == normalize_language(code)
+
+
+def test_an_option_refuses_other_names_and_tells_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"`mboshi` is no language .*; near it is `mdw` \(Mbosi\)"):
+        known_language("mboshi")
+    with pytest.raises(ConfigError, match=r"`zz9` is no language that a registry knows; give an ISO 639"):
+        known_language("zz9")

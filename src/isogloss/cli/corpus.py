@@ -32,6 +32,9 @@ Seed = Annotated[int, typer.Option(help="the same seed and cuts give the same re
 Workers = Annotated[int | None, typer.Option(min=1, help="default: the processors, at most 8")]
 
 
+_MAX_FAULTS = 20  # names of no known language that are shown
+
+
 class VadMethod(StrEnum):
     """How speech is found."""
 
@@ -116,6 +119,7 @@ def audit(
             max_seconds=max_seconds,
             keep_duplicates=keep_duplicates,
             num_workers=workers,
+            folder=corpus if form_of(corpus) == "folder" else None,
             progress=tell,
         )
     for alignment in alignments:
@@ -127,12 +131,19 @@ def audit(
         report.write(out / "report.json")
     for rejected in report.rejected:
         typer.echo(f"rejected ({rejected.verdict}) {rejected.id}: {rejected.reason}", err=True)
+    for name, text in report.language_faults[:_MAX_FAULTS]:
+        typer.echo(f"warning: `{name}` {text}", err=True)
+    if len(report.language_faults) > _MAX_FAULTS:
+        more = len(report.language_faults) - _MAX_FAULTS
+        typer.echo(
+            f"warning: and {more:,} more names of no known language; `--out` writes them all to report.json", err=True
+        )
     rows = {
         "input": f"{report.num_input:,}",
         "used": f"{len(report.cuts):,} ({report.used_seconds / 3600:.2f} h)",
         "rejected": f"{len(report.rejected):,}",
         **{f"  {verdict}": f"{count:,}" for verdict, count in report.verdicts.items()},
-        "warnings": f"{len(report.warnings):,}",
+        "warnings": f"{len(report.warnings) + len(report.language_faults):,}",
     }
     print_table(counts_table(f"audit of {corpus}", rows))
     if not report.cuts:

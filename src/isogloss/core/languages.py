@@ -6,12 +6,13 @@ such as `nst-tusom`. Equal languages must get equal tags, or sampling by languag
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from isogloss.core.errors import DataError
+from isogloss.core.errors import ConfigError, DataError
 
 UNDETERMINED = "und"
 # Registered codes that are far more often the name of a folder: Waka, Domung, Rawang, …
@@ -32,6 +33,11 @@ class Language:
     def is_known(self) -> bool:
         """True if the first subtag is a registered language."""
         return bool(self.iso639_3)
+
+    @property
+    def is_private(self) -> bool:
+        """True if the tag says that it is nobody else's (RFC 5646 §2.2.7: `x-…`)."""
+        return self.tag.startswith("x-")
 
 
 @lru_cache(maxsize=4096)
@@ -72,6 +78,24 @@ def language_of_folder(name: str) -> Language | None:
     except DataError:
         return None
     return language if language.is_known else None
+
+
+def known_language(code: str) -> Language:
+    """Return the language that a user's option names; one that no registry knows is a `ConfigError` with the nearest names."""
+    language = normalize_language(code)
+    if not (language.is_known or language.is_private):
+        raise ConfigError(
+            f"`{code}` is no language that a registry knows{nearest_languages(code)}; give an ISO 639 or BCP-47 code or an English name, "
+            "and `mis-x-NAME` (at most eight letters) for a language that has none"
+        )
+    return language
+
+
+def nearest_languages(name: str) -> str:
+    """Return a phrase that names the languages spelled nearest, empty where none is near."""
+    close = difflib.get_close_matches(name.casefold(), _codes(), n=2)
+    listed = " or ".join(f"`{_codes()[match]}` ({_names()[_codes()[match]]})" for match in close)
+    return f"; near it is {listed}" if listed else ""
 
 
 def _language(tag: str) -> Language:

@@ -26,6 +26,7 @@ from isogloss.data._paths import PathLike, printable
 from isogloss.data._rows import Rejected
 from isogloss.data._write import write_text
 from isogloss.data.audio import MAX_AMPLITUDE, AudioError, Source, source_of_cut
+from isogloss.data.language_faults import language_faults
 
 Progress = Callable[[int, int | None], None]
 _SILENT_DEVIATION = 1e-4  # −80 dB of full scale: a digital zero, or dither
@@ -40,6 +41,7 @@ _TOLERANCE_SECONDS = 0.025
 class AuditReport:
     """What an audit found: `cuts` that can be used (with `custom["sha256"]`), `rejected` ones, and warnings (id, text) about used ones.
 
+    `language_faults` are (code or folder, text): languages that no registry knows, and folders that name none.
     `len(cuts) + len(rejected)` is `num_input`. Durations are in seconds.
     """
 
@@ -47,6 +49,7 @@ class AuditReport:
     cuts: list[MonoCut] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    language_faults: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def used_seconds(self) -> float:
@@ -83,6 +86,7 @@ class AuditReport:
             "verdicts": self.verdicts,
             "rejections": [vars(item) for item in self.rejected],
             "warnings": [{"id": name, "warning": text} for name, text in self.warnings],
+            "language_faults": [{"name": name, "warning": text} for name, text in self.language_faults],
         }
 
     def write(self, path: PathLike) -> None:
@@ -98,6 +102,7 @@ def audit(
     keep_duplicates: bool = False,
     num_workers: int | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
+    folder: PathLike | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Decode everything and sort it into used and rejected.
@@ -106,7 +111,7 @@ def audit(
     are recordings that are unreadable, damaged, cut short, not what the manifest says (rate, channels, length, or the
     `sha256` of an earlier audit), not finite, beyond 10^5 times full scale, silent, constant, shorter than `min_seconds`, longer
     than `max_seconds`, or there before (by decoded content, unless `keep_duplicates`; by id, always).
-    `progress(done, total)` is called after each cut.
+    `folder` is a bare folder of audio whose subfolders are to name languages. `progress(done, total)` is called after each cut.
     """
     total = len(corpus) if isinstance(corpus, CutSet) and not corpus.is_lazy else None
     total = len(corpus) if isinstance(corpus, list | tuple) else total
@@ -124,6 +129,7 @@ def audit(
                 report.rejected.append(Rejected(item.id, _place(item), found.verdict, found.reason))
             if progress is not None:
                 progress(report.num_input, total)
+    report.language_faults = language_faults(report.cuts, folder)
     return report
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut
 
 from isogloss.core.errors import DataError
-from isogloss.core.languages import normalize_language
+from isogloss.core.languages import known_language
 from isogloss.data._paths import PathLike, printable
 from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_rows
 from isogloss.data._tables import (
@@ -39,14 +39,14 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 
 
 def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
-    """Return the cuts of a corpus; `language` is that of utterances which say none.
+    """Return the cuts of a corpus; `language` is that of utterances which say none, and no registry's is a `ConfigError`.
 
     A recording that cannot be read is a `DataError` that names the first and counts the rest: `isogloss corpus audit`
     leaves them out and keeps the others. A Shar folder is read as one iterates, its audio in memory.
     """
     path = Path(path)
     if form_of(path) == "shar":
-        return CutSet(_ShardCuts(path, language))
+        return CutSet(_ShardCuts(path, _tag(language)))
     good: list[MonoCut] = []
     bad: list[Rejected] = []
     for item in iterate_corpus(path, language=language):
@@ -71,7 +71,7 @@ def iterate_corpus(path: PathLike, *, language: str | None = None) -> Iterator[M
     """Yield each utterance of a corpus as a cut, or why its recording cannot be used; a fault of a manifest is a `DataError`."""
     path = Path(path)
     form = form_of(path)
-    tag = normalize_language(language).tag if language else None
+    tag = _tag(language)
     if form == "shar":
         yield from _ShardCuts(path, tag)
     elif form == "cuts":
@@ -172,6 +172,10 @@ class _ShardCuts:
             audio.type = "memory"
             audio.source = read_member(archives[member.shard], member.offset, member.size, cut.id)
             yield _with_language(cut, self._language, place)
+
+
+def _tag(language: str | None) -> str | None:
+    return known_language(language).tag if language else None
 
 
 def _with_language(cut: MonoCut, language: str | None, place: str) -> MonoCut:
