@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import edits_of
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.subnetworks import mask_overlap, masks_of
-from isogloss.evaluation.tables import ResultRecord
+from isogloss.evaluation.tables import ResultRecord, read_results
 from isogloss.hub.load import load_encoder
 from isogloss.hub.save import save_model
 from isogloss.objectives.base import build_objective
@@ -236,16 +237,74 @@ def test_sub_networks_are_shown_beside_their_controls_only(
     assert "before" in random
     assert "missing: one-hot" in call("found", *found, "--beside", str(tmp_path / "random"))
     call("told", "--method", "one_hot")
-    shown = call("found", *found, "--beside", str(tmp_path / "random"), "--beside", str(tmp_path / "told"))
+    controls = ("--beside", str(tmp_path / "told"), "--beside", str(tmp_path / "random"))
+    shown = call("found", *found, *controls)
     assert "missing" not in shown
     for name in ("taylor masks", "random masks", "one-hot"):
         assert name in shown
-    summary = json.loads((tmp_path / "random" / "adapt.json").read_text())
-    assert not needs_controls(summary["method"])
-    summary["planned_updates"] = 7
-    (tmp_path / "random" / "adapt.json").write_text(json.dumps(summary))
-    with pytest.raises(ConfigError, match="must have the same number of updates"):
-        beside(tmp_path / "found", [tmp_path / "random"])
+    # the comparison comes first, that with random masks at its top
+    places = [shown.index(name) for name in ("masks − random masks", "masks − one-hot", "taylor masks: before")]
+    assert places == sorted(places)
+    assert "random masks: before" not in shown
+    assert "one-hot: after" in shown
+    found_beside = read_results(tmp_path / "found" / "beside.jsonl")
+    assert [record.value for record in found_beside] == pytest.approx(
+        [
+            values(read_results(tmp_path / "found" / "results.jsonl"), "after")[record.dataset, "masked_accuracy"]
+            - values(read_results(tmp_path / name / "results.jsonl"), "after")[record.dataset, "masked_accuracy"]
+            for name, record in zip(["random"] * 3 + ["told"] * 3, found_beside, strict=True)
+        ]
+    )
+    assert any(record.value for record in found_beside)
+    assert not needs_controls(json.loads((tmp_path / "random" / "adapt.json").read_text())["method"])
+    # a rival that cannot be compared is found before anything is computed
+    for options, told in (
+        (("--beside", str(tmp_path / "nowhere")), "nowhere: is not a finished run of `isogloss adapt`"),
+        (
+            (*controls, "--set", "optim.clip=3"),
+            "settings .* but has not: `optim.clip` (1.0 there, 3.0 here); run it with",
+        ),
+        ((*controls, "--set", "method.sparsity=0.2"), "`method.sparsity` (0.3 there, 0.2 here); run"),
+        ((*controls, "--set", "training.seed=4"), "`training.seed` (1 there, 4 here); run"),
+        ((*controls, "--set", "data.languages=['a']"), "`data.languages` (not set there, ['a'] here); run"),
+        ((*controls, "--set", "training.updates=1"), "number of updates .* one of the two has a budget of zero"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--out", str(tmp_path / "new"), *found, *options])
+        assert left.value.code == 2
+        said = capsys.readouterr().err
+        assert re.search(re.escape(told).replace(r"\ \.\*\ ", ".*"), said), said
+        assert not (tmp_path / "new").exists()
+
+
+def test_only_the_learning_rate_may_differ_beside_a_run_and_that_is_said(folder: Path, tmp_path: Path) -> None:
+    nothing, runs = {"training": {"updates": 0}}, {}
+    for name, method, changes in (
+        ("found", {**MASKS, "importance": "taylor", "batches": 1}, {}),
+        ("random", MASKS, {"optim": {"lr": 3e-3}}),
+        ("frozen", {"name": "one_hot", "freeze_shared": True}, {}),
+    ):
+        runs[name] = tmp_path / name
+        adapt(recipe_of(folder / "model", folder / "target", **nothing, **changes, method=method), runs[name])
+    compared = beside(runs["found"], [runs["frozen"], runs["random"]])
+    assert compared.missing == ["one-hot"]  # one that trains only its vectors is not the control
+    assert [record.system for record in compared.differences[::3]] == [
+        "taylor masks, lr 0.01 − random masks, lr 0.003",
+        "taylor masks, lr 0.01 − one-hot, what is shared frozen, lr 0.01",
+    ]
+    assert "learning rates differ" in compared.notes[0]
+    assert all("learning rates differ" in record.notes for record in compared.differences)
+    # the same run again is no better than itself
+    same = beside(runs["found"], [runs["found"]])
+    assert {(record.value, record.low, record.high) for record in same.differences} == {(0, 0, 0)}
+    assert len({record.system for record in same.differences}) == 1
+    summary = json.loads((runs["random"] / "adapt.json").read_text())
+    (runs["random"] / "adapt.json").write_text(json.dumps({**summary, "planned_updates": 7}))
+    with pytest.raises(ConfigError, match=r"must have the same number of updates .*: 7 there, 0 here"):
+        beside(runs["found"], [runs["random"]])
+    (runs["frozen"] / "utterances.jsonl").unlink()
+    with pytest.raises(DataError, match="give the command of that run again"):
+        beside(runs["found"], [runs["frozen"]])
 
 
 class Last(HeldOutJudge):

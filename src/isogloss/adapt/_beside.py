@@ -3,52 +3,159 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isogloss.adapt._utterances import read_utterances
+from isogloss.adapt.base import AdaptRecipe
+from isogloss.adapt.mixture import mixture_differences, mixture_identity
+from isogloss.adapt.report import SYSTEMS, paired_records
 from isogloss.core.errors import ConfigError
 from isogloss.evaluation.tables import ResultRecord, read_results
+from isogloss.training.recipe import changed_settings
 
 FOUND = ("taylor", "taylor-squared", "lottery")  # masks of single languages that were found, not drawn
 CONTROLS = ("random masks", "one-hot")
+FROZEN = ", what is shared frozen"
+_SWEPT = "optim.lr"  # swept for each arm, as it should be
+_OF_MASKS = ("method.sparsity", "method.scope")
 
 
-def kind_of(method: dict[str, Any]) -> str:
-    """Return what a run is in such a comparison: sub-networks, one of the two controls, or another method by its name."""
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other: paired differences of the first to each other one, the records of all, missing controls, and notes."""
+
+    differences: list[ResultRecord]
+    records: list[ResultRecord]
+    missing: list[str]
+    notes: list[str]
+
+
+def kind_of(method: Mapping[str, Any]) -> str:
+    """Return what a run is in such a comparison: sub-networks, one of the two controls, or another method by its name.
+
+    A method that trained nothing but what it put in is another one: the control trains what is shared too, as sub-networks do.
+    """
     if method["name"] == "subnetwork":
         importance = str(method["importance"])
         return "random masks" if importance == "random" else f"{importance} masks"
-    return str(method["name"]).replace("_", "-")
+    return str(method["name"]).replace("_", "-") + FROZEN * bool(method.get("freeze_shared"))
 
 
-def needs_controls(method: dict[str, Any]) -> bool:
+def needs_controls(method: Mapping[str, Any]) -> bool:
     """Return whether a run's figures mean something only beside those of the controls."""
     return method["name"] == "subnetwork" and method["importance"] in FOUND
 
 
-def beside(run_dir: Path, others: Sequence[Path]) -> tuple[list[ResultRecord], list[str]]:
-    """Return the records of a run and of others, each under its kind, and the controls that are not among them.
+def check_rivals(recipe: AdaptRecipe, others: Sequence[Path], replay_data: Path | str | None = None) -> None:
+    """Refuse, before anything is computed, runs that could not stand beside a run of this recipe: `ConfigError`, `DataError`."""
+    if not others:
+        return
+    own = recipe.recipe
+    identity = mixture_identity(
+        own.data.path,
+        heldout=recipe.adapt.heldout,
+        source=replay_data,
+        replay=recipe.adapt.replay,
+        languages=own.data.languages,
+        min_seconds=own.data.min_seconds,
+        seed=own.training.seed,
+    )
+    for folder in others:
+        summary = _summary(folder)
+        _check(folder, summary, "this run", recipe.tree(), identity)
+        if (summary["planned_updates"] == 0) != recipe.is_empty:
+            _refuse(folder, "this run", "number of updates", "one of the two has a budget of zero")
+        read_utterances(folder)
 
-    The others must have begun with the same model, on the same division of the same audio, with the same budget: `ConfigError`.
+
+def beside(run_dir: Path, others: Sequence[Path]) -> Comparison:
+    """Return a run beside others: what it is better by than each, on the same utterances, and the records of all.
+
+    The others must have begun with the same model, on the same division of the same audio, with the same settings and budget; only
+    the method and the learning rate may differ, and masks must leave out the same share in the same scope: `ConfigError`.
     """
     own = _summary(run_dir)
-    records: list[ResultRecord] = []
-    found: list[str] = []
-    for folder in (run_dir, *others):
-        summary = _summary(folder)
-        for what, of in (("model", _model), ("audio", _audio), ("number of updates", _budget)):
-            if of(folder, summary) != of(run_dir, own):
-                raise ConfigError(
-                    f"{folder}: must have the same {what} as {run_dir} to be compared with it, but has another; run it with the same "
-                    "options and another method"
-                )
-        kind = kind_of(summary["method"])
-        found.append(kind)
-        rows = read_results(folder / "results.jsonl")
-        records.extend(replace(record, system=f"{kind}: {record.system}") for record in rows)
-    return records, [control for control in CONTROLS if control not in found]
+    folders, summaries = [run_dir, *others], [own, *(_summary(folder) for folder in others)]
+    for folder, summary in zip(folders[1:], summaries[1:], strict=True):
+        _check(folder, summary, str(run_dir), own["config"], _made_of(run_dir))
+        if summary["planned_updates"] != own["planned_updates"]:
+            told = f"{summary['planned_updates']} there, {own['planned_updates']} here"
+            _refuse(folder, str(run_dir), "number of updates", told)
+    names = _names(folders, summaries)
+    note = _note_on_rates(names, summaries)
+    differences: list[ResultRecord] = []
+    records = [replace(row, system=f"{names[0]}: {row.system}") for row in read_results(run_dir / "results.jsonl")]
+    mine = read_utterances(run_dir)
+    kinds = [kind_of(summary["method"]) for summary in summaries]
+    rank = {kind: number for number, kind in enumerate(CONTROLS)}
+    for i in sorted(range(1, len(folders)), key=lambda i: rank.get(kinds[i], len(rank))):
+        theirs = read_utterances(folders[i])
+        budget = max(own["models_compared"], summaries[i]["models_compared"])
+        for dataset in (name for name in mine if name in theirs):
+            differences += paired_records(
+                mine[dataset],
+                theirs[dataset],
+                dataset=dataset,
+                systems=(names[0], names[i]),
+                seed=int(own["config"]["training"]["seed"]),
+                budget=budget,
+                notes="; ".join(["one run of each, so seeds are not in the interval", *note]),
+            )
+        # Before is the same model on the same utterances for all of them.
+        rows = (row for row in read_results(folders[i] / "results.jsonl") if row.system != SYSTEMS[0])
+        records += [replace(row, system=f"{names[i]}: {row.system}") for row in rows]
+    return Comparison(differences, records, [control for control in CONTROLS if control not in kinds], note)
+
+
+def _check(folder: Path, summary: Mapping[str, Any], own: str, config: Mapping[str, Any], made_of: Any) -> None:
+    """Refuse a run with another model, other audio or other settings than those of a run, and name what differs."""
+    changed = changed_settings(summary["config"], config)
+    if model := changed.pop("start.sha256", None):
+        _refuse(folder, own, "model", f"SHA-256 {model[0][:12]}… there, {model[1][:12]}… here")
+    both_masked = summary["config"]["method"]["name"] == config["method"]["name"] == "subnetwork"
+    told = [
+        f"`{key}` ({_plain(there)} there, {_plain(here)} here)"
+        for key, (there, here) in changed.items()
+        if key != _SWEPT and (not key.startswith("method.") or (both_masked and key in _OF_MASKS))
+    ]
+    if told:
+        _refuse(folder, own, "settings", ", ".join(told))
+    audio = mixture_differences(_made_of(folder), made_of)
+    if audio:
+        _refuse(folder, own, "audio", ", ".join(audio))
+
+
+def _refuse(folder: Path, own: str, what: str, told: str) -> None:
+    raise ConfigError(
+        f"{folder}: must have the same {what} as {own} to be compared with it, but has not: {told}; run it with the same options and "
+        "another method"
+    )
+
+
+def _plain(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _names(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each run: its kind, its learning rate where they differ, and its folder where that does not tell them apart."""
+    names = [kind_of(summary["method"]) for summary in summaries]
+    rates = [summary["config"]["optim"]["lr"] for summary in summaries]
+    if len(set(rates)) > 1:
+        names = [f"{name}, lr {rate:g}" for name, rate in zip(names, rates, strict=True)]
+    counts = Counter(names)
+    return [
+        f"{name} ({folder.name})" if counts[name] > 1 else name for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _note_on_rates(names: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len({summary["config"]["optim"]["lr"] for summary in summaries}) == 1:
+        return []
+    return [f"learning rates differ ({'; '.join(names)}), which is fair only where each was swept in the same way"]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -61,13 +168,12 @@ def _summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _model(folder: Path, summary: dict[str, Any]) -> Any:
-    return summary["config"]["start"]["sha256"]
-
-
-def _audio(folder: Path, summary: dict[str, Any]) -> Any:
-    return json.loads((folder / "corpus" / "made_of.json").read_text(encoding="utf-8"))
-
-
-def _budget(folder: Path, summary: dict[str, Any]) -> Any:
-    return summary["planned_updates"]
+def _made_of(folder: Path) -> dict[str, Any]:
+    try:
+        made_of: dict[str, Any] = json.loads((folder / "corpus" / "made_of.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{folder}: must hold the division of its audio (`corpus/made_of.json`) to be compared with, but does not; usually because a "
+            "part of the folder was removed; run it again"
+        ) from None
+    return made_of

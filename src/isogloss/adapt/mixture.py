@@ -65,12 +65,7 @@ def prepare_mixture(
     source_cuts = _usable(source, min_seconds) if source is not None and replay else []
     for test in tests:
         refuse_test_audio([*target_cuts, *source_cuts], open_corpus(test), str(test))
-    identity = {
-        "parts": ["train", "choosing", "reporting"],
-        "target": _identity(target_cuts),
-        "source": _identity(source_cuts),
-        "settings": [heldout, replay, min_seconds, seed],
-    }
+    identity = _identity(target_cuts, source_cuts, heldout, replay, min_seconds, seed)
     division = divide(target_cuts, heldout, seed)
     if source_cuts:
         held_out = [*division.choosing, *division.reporting]
@@ -100,6 +95,32 @@ def prepare_mixture(
     _write(division, [copy for copy, _ in replayed], mixture)
     mark.write_text(json.dumps(identity) + "\n", encoding="utf-8")
     return mixture
+
+
+def mixture_identity(
+    target: str | Path,
+    *,
+    heldout: float,
+    source: str | Path | None = None,
+    replay: float = 0.0,
+    languages: Sequence[str] | None = None,
+    min_seconds: float = 0.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what `prepare_mixture` keeps in `made_of.json`, without dividing or writing anything."""
+    source_cuts = _usable(source, min_seconds) if source is not None and replay else []
+    return _identity(_usable(target, min_seconds, languages), source_cuts, heldout, replay, min_seconds, seed)
+
+
+def _identity(
+    target: Sequence[MonoCut], source: Sequence[MonoCut], heldout: float, replay: float, min_seconds: float, seed: int
+) -> dict[str, Any]:
+    return {
+        "parts": ["train", "choosing", "reporting"],
+        "target": _digest(target),
+        "source": _digest(source),
+        "settings": [heldout, replay, min_seconds, seed],
+    }
 
 
 def mixture_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -154,7 +175,7 @@ def _draw(cuts: Sequence[MonoCut], seconds: float, seed: int) -> list[tuple[Mono
     return drawn
 
 
-def _identity(cuts: Sequence[MonoCut]) -> list[float | int]:
+def _digest(cuts: Sequence[MonoCut]) -> list[float | int]:
     digest = derive_seed(*sorted(f"{cut.id} {cut.start:.3f} {cut.duration:.3f}" for cut in cuts))
     return [len(cuts), round(_seconds(cuts), 3), digest]
 

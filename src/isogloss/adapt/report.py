@@ -11,6 +11,7 @@ import numpy as np
 
 from isogloss.adapt._figures import Figures
 from isogloss.adapt.heldout import Utterance
+from isogloss.core.errors import DataError
 from isogloss.evaluation.bootstrap import Estimate, paired_difference, ratio_of_sums
 from isogloss.evaluation.tables import ResultRecord
 
@@ -85,6 +86,29 @@ def masked_records(
             replace(record, search_budget=1 if record.system == SYSTEMS[0] else choice.num_compared, notes=told)
             for record in _triple(pair[0], pair[1], place, SYSTEMS, seed)
         ]
+    return records
+
+
+def paired_records(
+    mine: Rows, theirs: Rows, *, dataset: str, systems: tuple[str, str], seed: int, budget: int, notes: str
+) -> list[ResultRecord]:
+    """Return the paired difference "mine − theirs" of two runs (`systems` are their names): all utterances, and each language.
+
+    The runs must have measured the same utterances with the same masks. Raises `DataError`.
+    """
+    other = {row.id: row for row in theirs}
+    if len(theirs) != len(mine) or other.keys() != {row.id for row in mine}:
+        raise DataError(
+            f"`{systems[0]}` and `{systems[1]}` must be measured on the same utterances of `{dataset}`, but are not; usually because the "
+            "one was run with another `--source` or by an older isogloss; run both with the same options"
+        )
+    languages = sorted({row.language for row in mine})
+    records = []
+    for language in [None, *languages] if len(languages) > 1 else languages:
+        rows = [row for row in mine if language in (None, row.language)]
+        place = dataset if language is None else f"{dataset}/{language}"
+        record = _triple([other[row.id] for row in rows], rows, place, (systems[1], systems[0]), seed)[-1]
+        records.append(replace(record, search_budget=budget, notes=notes))
     return records
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from safetensors.torch import load_file
 
 from isogloss.adapt._edited import edits_of_model
-from isogloss.adapt._figures import measure, open_corpora
+from isogloss.adapt._figures import Figures, measure, open_corpora
 from isogloss.adapt._outcome import put_in
 from isogloss.adapt._units import check_units, join_units
+from isogloss.adapt._utterances import write_utterances
 from isogloss.adapt.base import AdaptRecipe, find_method
 from isogloss.adapt.heldout import heldout_batches, score
 from isogloss.adapt.judge import HeldOutJudge
@@ -138,7 +139,7 @@ def adapt(
         summary = _summary(recipe, job, mixture, judge, chosen, last)
         summary["put_in"] = put_in(edits, own_edits)
         summary["notes"] = [] if probe_data is None or after.probe else [NO_PROBE.format(probe_data)]
-        on_main(lambda: _write(run_dir, records, summary))
+        on_main(lambda: _write(run_dir, records, summary, before, after))
     return AdaptResult(run_dir / "model", chosen, last, records, summary)
 
 
@@ -253,7 +254,10 @@ def _learning_rates(job: Job, last: int) -> dict[str, float]:
     return {"first": rates[0], "peak": max(rates), "last": rates[-1], "mean": sum(rates) / len(rates)}
 
 
-def _write(run_dir: Path, records: list[ResultRecord], summary: dict[str, Any]) -> None:
+def _write(
+    run_dir: Path, records: list[ResultRecord], summary: dict[str, Any], before: Figures, after: Figures
+) -> None:
+    write_utterances(run_dir, before, after)
     write_results(run_dir / "results.jsonl", records)
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     (run_dir / "adapt.json").write_text(text, encoding="utf-8")

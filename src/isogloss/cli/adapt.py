@@ -69,6 +69,7 @@ def adapt(
     """
     import json
 
+    from isogloss.adapt._beside import check_rivals
     from isogloss.adapt.base import find_method, load_adapt
     from isogloss.adapt.run import adapt as run
     from isogloss.core.config import to_toml
@@ -94,6 +95,7 @@ def adapt(
     is_main = launched_rank() == 0
     unguarded = ["no `--test` corpus was given, so nothing keeps test audio from being heard"] if not test else []
     say_warnings([*resolved.warnings(), *unguarded], is_main)
+    check_rivals(resolved, beside or [], replay_data)
     if dry_run:
         typer.echo(to_toml(resolved.tree()))
         return
@@ -114,13 +116,14 @@ def adapt(
 
 
 def _show(result: AdaptResult, out: Path, others: list[Path]) -> None:
-    from isogloss.adapt._beside import beside, needs_controls
+    from isogloss.adapt._beside import CONTROLS, beside, needs_controls
     from isogloss.adapt._outcome import outcome
     from isogloss.cli._show import print_table
-    from isogloss.evaluation.tables import to_rich
+    from isogloss.evaluation.tables import to_rich, write_results
 
     summary = result.summary
-    records, missing = beside(out, others) if others else (result.records, ["random masks", "one-hot"])
+    compared = beside(out, others) if others else None
+    missing = [*CONTROLS] if compared is None else compared.missing
     if needs_controls(summary["method"]) and missing:
         typer.echo(
             f"figures of sub-networks are shown beside random masks and one-hot, since a mask also tells the language; missing: "
@@ -128,6 +131,12 @@ def _show(result: AdaptResult, out: Path, others: list[Path]) -> None:
             f"`--beside` for each; the figures are in {out / 'results.jsonl'}"
         )
     else:
+        if compared is not None:
+            write_results(out / "beside.jsonl", compared.differences)
+            print_table(to_rich(compared.differences, title=f"{summary['method']['name']} against its rivals, paired"))
+            for note in compared.notes:
+                typer.echo(note)
+        records = result.records if compared is None else compared.records
         print_table(to_rich(records, title=f"{summary['method']['name']}: {summary['objective']}"))
     rates = summary["learning_rate"]
     if rates:

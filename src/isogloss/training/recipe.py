@@ -202,12 +202,17 @@ def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return `key (was …, is …)` for every difference of two resolved recipes that changes what a run computes."""
+    return [f"`{key}` (was {was!r}, is {now!r})" for key, (was, now) in changed_settings(old, new).items()]
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both values of every setting that differs and changes what a run computes, by its key; None where it is not set."""
     before, after = _flatten(old), _flatten(new)
-    return [
-        f"`{key}` (was {before.get(key)!r}, is {after.get(key)!r})"
+    return {
+        key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in _FREE
-    ]
+    }
 
 
 def _name_preset(tree: dict[str, Any]) -> dict[str, Any]:
