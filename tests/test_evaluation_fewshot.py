@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from isogloss.evaluation.fewshot import (
     nested_draw,
 )
 from isogloss.evaluation.fewshot_records import few_shot_records, few_shot_table
-from isogloss.evaluation.lid import Pooled
+from isogloss.evaluation.lid import LidSettings, Pooled
 from isogloss.evaluation.tables import read_results
 
 SETTINGS = FewShotSettings(shots=(1, 4, 16), draws=3, seeds=2, updates=100)
@@ -120,6 +121,19 @@ def test_curves_of_other_shots_are_not_compared_and_one_speaker_is_no_test() -> 
     pooled.speakers = list(pooled.languages)
     with pytest.raises(DataError, match="two speakers"):
         few_shot(pooled, settings=SETTINGS)
+    with pytest.raises(DataError, match="this corpus has 1 language and 18 speakers"):
+        few_shot(replace(planted(1.0), languages=["a"] * 180), settings=SETTINGS)
+    # Each source has one language that is elsewhere too: no fold can tell two apart.
+    sources = [
+        f"{language}{int(s[-1]) % 2}" for language, s in zip(planted(1.0).languages, planted(1.0).speakers, strict=True)
+    ]
+    with pytest.raises(DataError, match="none of them has two languages"):
+        few_shot(
+            replace(planted(1.0), sources=sources),
+            settings=SETTINGS,
+            held_out="source",
+            lid=LidSettings(min_source_seconds=1),
+        )
 
 
 def run(*arguments: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lhotse.audio import AudioSource
 from scipy.spatial.distance import cosine
 
 from isogloss.core.errors import DataError
+from isogloss.evaluation.features import FeatureStore
 from isogloss.evaluation.lid import (
     LidSettings,
     Pooled,
@@ -25,6 +27,7 @@ from isogloss.evaluation.lid import (
     source_folds,
     speaker_folds,
 )
+from isogloss.evaluation.quick import _languages
 from isogloss.evaluation.spectral import SpectralSource
 
 
@@ -145,6 +148,32 @@ def test_one_speaker_per_language_is_refused() -> None:
     pooled.speakers = pooled.languages
     with pytest.raises(DataError, match="held-out speakers needs two languages"):
         probe_language(pooled)
+
+
+@pytest.mark.parametrize("held_out", ["speaker", "source", "utterance"])
+def test_one_language_is_no_test(held_out: Any) -> None:
+    pooled = make_pooled(np.random.default_rng(3), language=2.0, speaker=1.0, channel=1.0)
+    alone = replace(pooled, languages=["aaa"] * len(pooled.ids))
+    with pytest.raises(DataError, match="this corpus has 1 language and 18 speakers of 6 sources"):
+        probe_language(alone, layers=[1], held_out=held_out)
+
+
+def test_one_language_that_can_be_tested_is_no_test() -> None:
+    pooled = make_pooled(np.random.default_rng(3), language=2.0, speaker=1.0, channel=1.0)
+    voices = [s if lang == "aaa" else lang for s, lang in zip(pooled.speakers, pooled.languages, strict=True)]
+    with pytest.raises(DataError, match="and all that can be tested is aaa"):
+        probe_language(replace(pooled, speakers=voices), layers=[1])
+
+
+def test_a_quick_probe_leaves_out_what_cannot_be_tested() -> None:
+    # Who is held out of Mbosi in one part takes all of Berber with them.
+    said = (("mdw", "p"), ("mdw", "q"), ("kab", "p"), ("kab", "r"))
+    cuts = [
+        MonoCut(lang + speaker, 0, 1, 0, [SupervisionSegment(lang, lang, 0, 1, language=lang, speaker=speaker)])
+        for lang, speaker in said
+    ]
+    arrays = {(cut.id, 1): np.full((3, 2), number, np.float16) for number, cut in enumerate(cuts)}
+    assert _languages(FeatureStore("x", 50.0, 0.0, (1,), arrays=arrays), cuts) == {}
 
 
 def test_pooling_takes_mean_and_deviation() -> None:

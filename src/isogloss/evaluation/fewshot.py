@@ -82,9 +82,12 @@ def few_shot(
     """
     settings = settings or FewShotSettings()
     folds = folds_of(pooled, held_out, lid or LidSettings())
-    if not folds:
-        raise DataError(f"few-shot language identification needs two languages with two {held_out}s each")
     train, test = max(folds, key=lambda fold: len({pooled.languages[i] for i in fold[1]}))
+    if len(tested := {pooled.languages[i] for i in test}) < 2:
+        raise DataError(
+            f"few-shot language identification tests one fold of held-out {held_out}s, but none of them has two languages (only "
+            f"{tested.pop()}); usually because most languages have one {held_out}"
+        )
     num_layers_tried = len(pooled.values) if layer is None else 1
     if layer is None:
         layer = choose_layer(pooled, train, held_out, lid or LidSettings())

@@ -240,13 +240,7 @@ def probe_language(
     layers = tuple(sorted(pooled.values) if layers is None else layers)
     classes = sorted(set(pooled.languages))
     labels_B = np.array([classes.index(language) for language in pooled.languages])
-    folds = _folds(np.arange(len(labels_B)), pooled, held_out, settings)
-    if not folds:
-        raise DataError(
-            f"language identification with held-out {held_out}s needs two languages with two {held_out}s each; this "
-            f"corpus has {len(classes)} languages and {len(set(pooled.speakers))} speakers of "
-            f"{len(set(pooled.sources))} sources"
-        )
+    folds = folds_of(pooled, held_out, settings)
     scores_BC = np.full((len(labels_B), len(classes)), -np.inf)
     chosen = []
     for train, test in folds:
@@ -279,8 +273,19 @@ def probe_language(
 
 
 def folds_of(pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
-    """Return (train, test) rows of the folds that hold out utterances, speakers or sources."""
-    return _folds(np.arange(len(pooled.ids)), pooled, held_out, settings)
+    """Return (train, test) rows of the folds that hold out utterances, speakers or sources; every training has two languages.
+
+    Raises `DataError` where fewer than two languages are tested: always saying the same would be right.
+    """
+    folds = _folds(np.arange(len(pooled.ids)), pooled, held_out, settings)
+    tested = {pooled.languages[i] for _, test in folds for i in test}
+    if len(tested) > 1:
+        return folds
+    raise DataError(
+        f"language identification with held-out {held_out}s needs two languages with two {held_out}s each; this corpus has "
+        f"{_counted(pooled.languages, 'language')} and {_counted(pooled.speakers, 'speaker')} of "
+        f"{_counted(pooled.sources, 'source')}" + (f", and all that can be tested is {tested.pop()}" if tested else "")
+    )
 
 
 def choose_layer(pooled: Pooled, train: Array, held_out: HeldOut, settings: LidSettings) -> int:
@@ -302,7 +307,12 @@ def _folds(index: Array, pooled: Pooled, held_out: HeldOut, settings: LidSetting
     else:
         sources = [pooled.sources[i] for i in index]
         folds = source_folds(languages, sources, pooled.seconds_B[index], settings.min_source_seconds)
-    return [(index[train], index[test]) for train, test in folds]
+    return [(index[train], index[test]) for train, test in folds if len({languages[i] for i in train}) > 1]
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    number = len(set(names))
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _choose_layer(
