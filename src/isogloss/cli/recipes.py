@@ -51,38 +51,38 @@ def copy_recipe(
 
 @app.command("check")
 def check_recipes(
-    recipes: Annotated[
-        list[str] | None, typer.Argument(help="files or names; all shipped ones of pretraining by default")
-    ] = None,
+    recipes: Annotated[list[str] | None, typer.Argument(help="files or names; all shipped ones by default")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
     ] = None,
 ) -> None:
-    """Check recipes without training: every key, every value, and the sizes of the model that they describe."""
+    """Check recipes without training: every key, every value, and the sizes of the model that they describe.
+
+    Recipes that start from a model need not name it: what the model decides is not checked then.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    from isogloss.cli._recipe_check import check_recipe
     from isogloss.core.errors import ConfigError, IsoglossError
-    from isogloss.training.recipe import load_recipe, pretraining_recipes
-    from isogloss.training.sizes import count_parameters
+    from isogloss.training.recipe import RECIPES, shipped_recipes
 
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "encoder (M)", "objective (M)", "seconds per update", "length", "verdict"):
         table.add_column(column, justify="right" if "(M)" in column else "left")
     faults = []
-    for name in recipes or [str(path) for path in pretraining_recipes()]:
+    for name in recipes or [str(path) for path in shipped_recipes()]:
+        shown = str(Path(name).relative_to(RECIPES)) if Path(name).is_relative_to(RECIPES) else name
+        shown = shown.removesuffix(".toml")
         try:
-            recipe = load_recipe(name, overrides or [])
-            encoder, objective = count_parameters(recipe)
+            checked = check_recipe(name, overrides or [])
         except IsoglossError as error:
             faults.append(str(error))
-            table.add_row(Path(name).stem, "", "", "", "", f"[red]wrong[/]: {error}")
+            table.add_row(shown, "", "", "", "", f"[red]wrong[/]: {escape(str(error))}")
             continue
-        training = recipe.training
-        length = next(f"{v:,} {k}" for k in ("updates", "passes", "hours") if (v := getattr(training, k)) is not None)
-        verdict = "; ".join(["good", *recipe.warnings()])
-        seconds = f"{recipe.data.seconds_per_update:,g}"
-        table.add_row(Path(name).stem, f"{encoder / 1e6:.2f}", f"{objective / 1e6:.2f}", seconds, length, verdict)
+        sizes = ("" if size is None else f"{size / 1e6:.2f}" for size in (checked.encoder, checked.objective))
+        table.add_row(shown, *sizes, checked.seconds_per_update, checked.length, escape(checked.verdict))
     Console().print(table)
     if faults:
         raise ConfigError(f"{len(faults)} of the recipes cannot be used; first: {faults[0]}")
