@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from isogloss.cli._out import check_file
+from isogloss.cli._sources import ForLanguage, check_sources, feature_sources, open_models, rivals
 
 app = typer.Typer(add_completion=False)
 
@@ -51,6 +52,7 @@ def abx(
         str, typer.Option(help="auto, alignment, espeak (silver, from texts), ipa (silver, texts are IPA)")
     ] = "auto",
     language: Annotated[str | None, typer.Option(help="of utterances which say none")] = None,
+    for_language: ForLanguage = None,
     max_cuts: Annotated[int | None, typer.Option(min=2, help="a sample of the corpus, the same for one seed")] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="of one phone, context and speaker; 0 for all")] = 10,
     max_x_speakers: Annotated[int, typer.Option(min=0, help="speakers of x for one phone of a; 0 for all")] = 5,
@@ -71,7 +73,6 @@ def abx(
 
     from isogloss.cli._names import short_name
     from isogloss.cli._show import progress_bar, stages
-    from isogloss.cli._sources import check_sources, feature_sources, rivals
     from isogloss.core.rng import derive_seed
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.abx_records import measure_abx
@@ -80,13 +81,15 @@ def abx(
 
     check_file(out)
     models, others = model or [], rivals(against)
-    check_sources(models, others, folders=features or [], layers=layer is not None)
+    check_sources(models, others, folders=features or [], layers=layer is not None, language=for_language)
+    opened = open_models(models, for_language)
     cuts: list[Any] = list(open_corpus(data, language=language))
     with progress_bar("aligning texts with speech") as progress:
         cuts, told = with_phones(cuts, labels, cache_dir=cache, progress=progress)  # type: ignore[arg-type]
+    told = "; ".join(filter(None, (told, *(own.note for own in opened))))
     if max_cuts is not None:
         cuts = sorted(cuts, key=lambda cut: derive_seed("abx cuts", seed, cut.id))[:max_cuts]
-    sources = list(feature_sources(models, others, cuts, folders=features or [], layers=layer, seed=seed, cache=cache))
+    sources = list(feature_sources(opened, others, cuts, folders=features or [], layers=layer, seed=seed, cache=cache))
     with stages() as tell:
         records, problems = measure_abx(
             sources,

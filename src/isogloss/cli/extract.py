@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from isogloss.cli._out import check_folder
+from isogloss.cli._sources import ForLanguage, open_models
 
 app = typer.Typer(add_completion=False)
 
@@ -21,6 +22,7 @@ def extract(
         list[int] | None,
         typer.Option(help="as often as needed; -1, the last, by default; 0 is the first block's input"),
     ] = None,
+    for_language: ForLanguage = None,
     batch_seconds: Annotated[float, typer.Option(min=0.1, help="seconds of audio encoded at once")] = 60.0,
 ) -> None:
     """Write S×D float16 states of every cut and layer as .npy, and an index with frame rates and times.
@@ -33,19 +35,20 @@ def extract(
     from isogloss.cli._show import progress_bar
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.features import extract_features, write_feature_files
-    from isogloss.hub.load import load_encoder
 
     check_folder(out)
-    encoder = load_encoder(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    (opened,) = open_models([model], for_language)
+    if opened.note:
+        typer.echo(opened.note, err=True)
     cuts = list(open_corpus(data))
     with progress_bar(f"encoding {len(cuts)} utterances") as progress:
         store = extract_features(
-            encoder,
+            opened.encoder.to("cuda" if torch.cuda.is_available() else "cpu"),
             cuts,
             layers=layer or [-1],
             cache_dir=out / ".cache",
             batch_seconds=batch_seconds,
-            name=model.resolve().name,
+            name=opened.name,
             progress=progress,
         )
     index = write_feature_files(store, cuts, out)

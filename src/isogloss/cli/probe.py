@@ -11,7 +11,7 @@ import typer
 from isogloss.cli._names import short_name
 from isogloss.cli._out import check_file
 from isogloss.cli._show import progress_bar
-from isogloss.cli._sources import check_sources, feature_sources, rivals
+from isogloss.cli._sources import ForLanguage, check_sources, feature_sources, open_models, rivals
 
 if TYPE_CHECKING:
     from isogloss.evaluation.lid import Pooled
@@ -48,6 +48,7 @@ def phones(
     split: Split = "auto",
     labels: Labels = "auto",
     language: Language = None,
+    for_language: ForLanguage = None,
     hours: Hours = 2.0,
     seed: Seed = 0,
     cache: Cache = None,
@@ -59,11 +60,13 @@ def phones(
 
     check_file(out)
     models, others = [] if model is None else [model], _rivals(model, against)
-    check_sources(models, others, layers=layer is not None)
+    check_sources(models, others, layers=layer is not None, language=for_language)
+    opened = open_models(models, for_language)
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
+    told = _joined(told, *(own.note for own in opened))
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
-    for source in feature_sources(models, others, everything, layers=layer, seed=seed, cache=cache):
+    for source in feature_sources(opened, others, everything, layers=layer, seed=seed, cache=cache):
         with progress_bar(f"probing {source.name}") as progress:
             results = probe_phones(source, splits, budget=SearchBudget(seed=seed), progress=progress)
         best = best_on_dev(results)
@@ -87,6 +90,7 @@ def ctc(
     split: Split = "auto",
     labels: Labels = "auto",
     language: Language = None,
+    for_language: ForLanguage = None,
     hours: Hours = 1.0,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the training part")] = 30,
     seed: Seed = 0,
@@ -99,12 +103,14 @@ def ctc(
 
     check_file(out)
     models, others = [] if model is None else [model], _rivals(model, against)
-    check_sources(models, others, layers=layer is not None)
+    check_sources(models, others, layers=layer is not None, language=for_language)
+    opened = open_models(models, for_language)
     layers = [-1 if layer is None else layer]
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache, needs_times=False)
+    told = _joined(told, *(own.note for own in opened))
     everything = [*splits.train, *splits.dev, *splits.test]
     probed = []
-    for source in feature_sources(models, others, everything, layers=layers, seed=seed, cache=cache):
+    for source in feature_sources(opened, others, everything, layers=layers, seed=seed, cache=cache):
         with progress_bar(f"training on {source.name}") as progress:
             result = probe_ctc(source, splits, settings=CtcProbeSettings(epochs=epochs, seed=seed), progress=progress)
         probed.append((result, ctc_records(result, dataset=short_name(data), synthetic_speech=synthetic, notes=told)))
@@ -127,6 +133,7 @@ def lid(
         str | None,
         typer.Option(help="speaker, source, or both: what is held out; both by default, speaker with --shots"),
     ] = None,
+    for_language: ForLanguage = None,
     hours: Hours = 4.0,
     shots: Annotated[
         str | None, typer.Option(help="few-shot curves: labelled utterances per language, 1,5,10,25,50,100")
@@ -174,18 +181,21 @@ def lid(
         raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
     check_file(out)
     models, others = [path for path in (model, versus) if path is not None], _rivals(model, against)
-    check_sources(models, others, layers=layer is not None)
+    check_sources(models, others, layers=layer is not None, language=for_language)
+    opened = open_models(models, for_language)
     numbers = None if shots is None else _numbers(shots)
     cuts = [cut for cut in open_corpus(data) if language_of(cut) is not None]
     cuts = limit_seconds(cuts, hours * 3600, seed)
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
+    told = _joined(*(own.note for own in opened))
     pooled = []
-    for source in feature_sources(models, others, cuts, layers=layer, seed=seed, cache=cache):
+    for source in feature_sources(opened, others, cuts, layers=layer, seed=seed, cache=cache):
         with progress_bar(f"pooling {source.name}"):
             pooled.append(pool(source, cuts))
     if numbers is not None:
         unit: Literal["speaker", "source"] = "source" if split == "source" else "speaker"
-        _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, short_name(data), synthetic, plot, out)
+        name = short_name(data)
+        _few_shot(pooled, unit, numbers, draws or 5, heads or 3, seed, name, synthetic, told, plot, out)
         return
     rows: list[ResultRecord] = []
     notes = []
@@ -195,7 +205,8 @@ def lid(
             try:
                 for vectors in pooled:
                     result = probe_language(vectors, method=method, held_out=held_out)
-                    probed.append((result, lid_records(result, dataset=short_name(data), synthetic_speech=synthetic)))
+                    records = lid_records(result, dataset=short_name(data), synthetic_speech=synthetic, notes=told)
+                    probed.append((result, records))
             except DataError as error:
                 if split not in (None, "both"):
                     raise
@@ -211,7 +222,7 @@ def lid(
             ]
     if not rows:
         raise DataError(notes[0])
-    _finish(rows, out, "; ".join(notes))
+    _finish(rows, out, _joined(*notes, told))
 
 
 def _few_shot(
@@ -223,6 +234,7 @@ def _few_shot(
     seed: int,
     dataset: str,
     synthetic: bool,
+    told: str,
     plot: Path | None,
     out: Path | None,
 ) -> None:
@@ -255,9 +267,9 @@ def _few_shot(
             "Languages told, %", "labelled utterances per language", points, log_x=True, reference=chance
         )
         plot.write_text(standalone(chart), encoding="utf-8")
-    rows = few_shot_records(curves[0], curves[1:], dataset=dataset, synthetic_speech=synthetic)
+    rows = few_shot_records(curves[0], curves[1:], dataset=dataset, synthetic_speech=synthetic, notes=told)
     for curve in curves[1:]:
-        rows += few_shot_records(curve, dataset=dataset, synthetic_speech=synthetic)
+        rows += few_shot_records(curve, dataset=dataset, synthetic_speech=synthetic, notes=told)
     if out is not None:
         write_results(out, rows, append=True)
     header, cells = few_shot_table(curves)
@@ -327,6 +339,10 @@ def _phone_splits(
     synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
     splits, told = split_for_probe(cuts, split, max_seconds=hours * 3600, seed=seed)  # type: ignore[arg-type]
     return splits, synthetic, f"{told}; {origin}"
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
 
 
 def _rivals(model: Path | None, against: str | None) -> list[str]:

@@ -22,18 +22,23 @@ import torch
 
 from isogloss.data.audio import source_of_cut
 from isogloss.encoders.base import Encoder
+from isogloss.encoders.language_edits import edits_of
 
 Array = npt.NDArray[Any]
 
 
 def hash_encoder(encoder: Encoder) -> str:
-    """Return the SHA-256 of an encoder's class, configuration and every tensor."""
+    """Return the SHA-256 of an encoder's class, configuration, every tensor, and the language that it is set to."""
     digest = hashlib.sha256()
     digest.update(f"{type(encoder).__name__} {encoder.config.model_dump_json()}".encode())
     for key, value in sorted(encoder.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         # A dimension of one may have any stride, and does in the first convolution of checkpoints from elsewhere.
         digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    # Without a language the key is that of the tensors alone.
+    chosen = {name: edit.language for name, edit in edits_of(encoder).items() if edit.language is not None}
+    if chosen:
+        digest.update(json.dumps(chosen, sort_keys=True).encode())
     return digest.hexdigest()
 
 
