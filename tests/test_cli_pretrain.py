@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -33,20 +35,34 @@ def call(*arguments: str) -> int:
     return int(left.value.code or 0)
 
 
+def labelled(folder: Path) -> Path:
+    """Make a corpus of two languages with two speakers each."""
+    lines = gzip.decompress((fakes.make_corpus(folder, 10) / "cuts.jsonl.gz").read_bytes()).decode().splitlines()
+    cuts = [json.loads(line) for line in lines]
+    for cut in cuts:
+        cut["supervisions"][0]["language"] = (
+            "pl" if cut["supervisions"][0]["speaker"] in ("speaker0", "speaker1") else "fr"
+        )
+    text = "".join(json.dumps(cut) + "\n" for cut in cuts)
+    (folder / "cuts.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
 def test_pretrain_trains_and_the_same_command_finds_it_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from isogloss import load_encoder
 
     corpus = fakes.make_corpus(tmp_path / "corpus", 10)
     command = ["wav2vec2-small", "--data", str(corpus), "--out", str(tmp_path / "run"), *TINY]
-    command += ["--probe-data", str(corpus), "--probe-every", "2"]
+    command += ["--probe-data", str(labelled(tmp_path / "labelled")), "--probe-every", "2"]
     assert call(*command) == 0
     said = capsys.readouterr()
     assert "3 updates" in said.out
+    assert "labelled: languages (fr, pl)" in said.err
     assert load_encoder(tmp_path / "run" / "model").width == 64
     assert len(fakes.read_log(tmp_path / "run")) == 3
     assert call(*command) == 0
     assert len(fakes.read_log(tmp_path / "run")) == 3
-    assert "probe/seconds" in fakes.read_log(tmp_path / "run", "probe")[0]["results"]
+    assert "probe/language_accuracy" in fakes.read_log(tmp_path / "run", "probe")[0]["results"]
     assert len((tmp_path / "run" / "energy.jsonl").read_text().splitlines()) == 2
     assert call(*command, "--resume", "never") == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -62,6 +78,34 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "there is no corpus: give one with `--data DIR`" in said[1]
     assert call("wav2vec2-small", "--out", str(tmp_path), "--dry-run") == 0
     assert "[optim]" in capsys.readouterr().out
+
+
+def test_probes_of_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from isogloss.core.errors import ConfigError
+    from isogloss.training.loop import train
+    from isogloss.training.recipe import load_recipe
+
+    corpus = fakes.make_corpus(tmp_path / "corpus", 4)
+    command = ["wav2vec2-small", "--data", str(corpus), "--out", str(tmp_path / "run"), *TINY]
+    assert call(*command, "--probe-every", "2") == 2
+    assert call(*command, "--set", "training.probe_every=2") == 2
+    assert call(*command, "--probe-data", str(corpus)) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 3
+    for line in said[:2]:
+        assert "`training.probe_every` is 2, but there is no speech to probe on" in line
+        assert "`isogloss pretrain --probe-data DIR`" in line
+    assert "the quick probe measures nothing on" in said[2]
+    assert not (tmp_path / "run").exists()
+    recipe = load_recipe("wav2vec2-small", ["training.probe_every=2", f'data.path="{corpus}"'])
+    with pytest.raises(ConfigError, match="there is no speech to probe on"):
+        train(recipe, tmp_path / "run")
+    # a recipe's own number is kept, 1000 is for recipes that have none
+    probe = ["--probe-data", str(corpus), "--dry-run"]
+    assert call(*command, *probe, "--set", "training.probe_every=7") == 0
+    assert "probe_every = 7" in capsys.readouterr().out
+    assert call(*command, *probe) == 0
+    assert "probe_every = 1000" in capsys.readouterr().out
 
 
 @pytest.mark.slow

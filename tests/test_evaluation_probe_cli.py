@@ -22,7 +22,7 @@ from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.aligner import AlignerSettings
 from isogloss.evaluation.probe_corpus import with_phones
 from isogloss.evaluation.probe_splits import limit_seconds, split_for_probe
-from isogloss.evaluation.quick import quick_probe
+from isogloss.evaluation.quick import measurable, quick_probe
 from isogloss.evaluation.tables import read_results
 from isogloss.hub.save import save_model
 from planted import make_cut
@@ -166,6 +166,16 @@ def test_quick_probe_is_a_dictionary_of_figures(corpus: Path) -> None:
     assert figures["probe/phone_accuracy"] > 0.6  # tones pass through a random convolution stack
     again = quick_probe(encoder, cuts[::-1])
     assert again["probe/phone_accuracy"] == figures["probe/phone_accuracy"]
+    assert measurable(cuts)[0] == f"phones of {len(cuts)} utterances"
+    assert measurable(cuts)[1].startswith("languages (")
+    for cut in cuts:
+        cut.supervisions[0].language = "pl"
+    assert [found.split()[0] for found in measurable(cuts)] == ["phones"]
+    assert "probe/language_accuracy" not in quick_probe(encoder, cuts)
+    for cut in cuts:
+        cut.supervisions[0].alignment = None
+    assert measurable(cuts) == []
+    assert set(quick_probe(encoder, cuts)) == {"probe/seconds"}
 
 
 def test_phones_from_the_command_line(corpus: Path, model: Path, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def pretrain(
         Path | None,
         typer.Option(help="corpus to probe the encoder on while it trains: phones and languages, as labelled"),
     ] = None,
-    probe_every: Annotated[int, typer.Option(help="updates between two probes", min=1)] = 1000,
+    probe_every: Annotated[
+        int | None,
+        typer.Option(help="with --probe-data: updates between two probes; the recipe's, or 1000, by default", min=1),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
 ) -> None:
     r"""Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
@@ -61,6 +64,7 @@ def pretrain(
     from isogloss.core.dist import launched_rank
     from isogloss.labelling.iterations import run_iterations
     from isogloss.training.iterations import load_iterations
+    from isogloss.training.probing import check_probed
 
     settings = list(overrides or [])
     if data is not None:
@@ -69,9 +73,13 @@ def pretrain(
         settings.append(f"start.model={quoted(start)}")
     if freeze:
         settings.append(f"start.frozen={json.dumps(freeze)}")
-    if probe_data is not None:
+    if probe_every is not None:
         settings.append(f"training.probe_every={probe_every}")
     iterations = load_iterations(recipe, settings)
+    if probe_data is not None and any(turn.recipe.training.probe_every is None for turn in iterations):
+        iterations = load_iterations(recipe, [*settings, "training.probe_every=1000"])
+    for turn in iterations:
+        check_probed(turn.recipe.training.probe_every, has_probe=probe_data is not None)
     is_main = launched_rank() == 0
     say_warnings((warning for turn in iterations for warning in turn.recipe.warnings()), is_main)
     if dry_run:
@@ -81,7 +89,7 @@ def pretrain(
                 to_toml(tree if turn.labels is None else {**tree, "labels": turn.labels.model_dump(mode="json")})
             )
         return
-    probe = None if probe_data is None else _probe(probe_data)
+    probe = None if probe_data is None else _probe(probe_data, is_main)
     with energy_record(out, is_main):
         result = run_iterations(
             iterations,
@@ -98,9 +106,15 @@ def pretrain(
         )
 
 
-def _probe(data: Path) -> Callable[[Encoder, int], dict[str, Any]]:
+def _probe(data: Path, is_main: bool) -> Callable[[Encoder, int], dict[str, Any]]:
+    from isogloss.core.errors import DataError
     from isogloss.data.inputs import open_corpus
-    from isogloss.evaluation.quick import quick_probe
+    from isogloss.evaluation.quick import NOTHING_MEASURED, measurable, quick_probe
 
     cuts = list(open_corpus(data))
+    found = measurable(cuts)
+    if not found:
+        raise DataError(f"`--probe-data`: {NOTHING_MEASURED.format(data)}; attach labels, or leave it out")
+    if is_main:
+        typer.echo(f"probes measure, on {data}: {' and '.join(found)}", err=True)
     return lambda encoder, step: quick_probe(encoder, cuts)

@@ -14,6 +14,8 @@ from isogloss.evaluation.labels import alignment_items
 from isogloss.evaluation.lid import LidSettings, language_of, pool, probe_language
 from isogloss.evaluation.probes import ProbeSplits, SearchBudget, best_on_dev, probe_phones, speaker_of
 
+NOTHING_MEASURED = "the quick probe measures nothing on {}: it needs phone alignments of three utterances, or two languages of two speakers"
+
 
 def quick_probe(
     encoder: Encoder,
@@ -42,6 +44,17 @@ def quick_probe(
     return figures
 
 
+def measurable(cuts: Sequence[Any], *, max_seconds: float = 240.0, seed: int = 0) -> list[str]:
+    """Return in words what `quick_probe` can measure on these cuts with these settings; empty where nothing."""
+    subset = _sample(cuts, max_seconds, seed)
+    found = []
+    if parts := _phone_parts(subset, seed):
+        found.append(f"phones of {sum(map(len, parts))} utterances")
+    if languages := _told_apart(subset):
+        found.append(f"languages ({', '.join(languages)})")
+    return found
+
+
 def _sample(cuts: Sequence[Any], max_seconds: float, seed: int) -> list[Any]:
     """Return a fixed sample in which every speaker is met early."""
     queues: dict[str, list[Any]] = {}
@@ -59,7 +72,8 @@ def _sample(cuts: Sequence[Any], max_seconds: float, seed: int) -> list[Any]:
     return chosen
 
 
-def _phones(store: FeatureStore, cuts: Sequence[Any], seed: int) -> dict[str, float]:
+def _phone_parts(cuts: Sequence[Any], seed: int) -> list[list[Any]]:
+    """Return three parts of the cuts with phone alignments, speakers apart where there are three; none where there are too few."""
     aligned = [cut for cut in cuts if alignment_items(cut)]
     names = sorted({speaker_of(cut) for cut in aligned}, key=lambda name: derive_seed(seed, name))
     if len(names) >= 3:
@@ -68,6 +82,13 @@ def _phones(store: FeatureStore, cuts: Sequence[Any], seed: int) -> dict[str, fl
     elif len(aligned) >= 3:
         parts = [aligned[which::3] for which in range(3)]
     else:
+        parts = []
+    return parts
+
+
+def _phones(store: FeatureStore, cuts: Sequence[Any], seed: int) -> dict[str, float]:
+    parts = _phone_parts(cuts, seed)
+    if not parts:
         return {}
     budget = SearchBudget(weight_decays=(1e-3,), max_iterations=30, max_train_frames=15_000, max_dev_frames=15_000)
     parts.sort(key=lambda part: -sum(cut.duration for cut in part))
@@ -75,13 +96,19 @@ def _phones(store: FeatureStore, cuts: Sequence[Any], seed: int) -> dict[str, fl
     return {"probe/phone_accuracy": best.accuracy, "probe/phone_layer": float(best.layer)}
 
 
-def _languages(store: FeatureStore, cuts: Sequence[Any]) -> dict[str, float]:
+def _told_apart(cuts: Sequence[Any]) -> list[str]:
+    """Return the languages with two speakers, none where there is one such language only."""
     speakers: dict[str, set[str]] = {}
     for cut in cuts:
         language = language_of(cut)
         if language is not None:
             speakers.setdefault(language, set()).add(speaker_of(cut))
-    if sum(len(names) > 1 for names in speakers.values()) < 2:
+    languages = sorted(language for language, names in speakers.items() if len(names) > 1)
+    return languages if len(languages) > 1 else []
+
+
+def _languages(store: FeatureStore, cuts: Sequence[Any]) -> dict[str, float]:
+    if not _told_apart(cuts):
         return {}
     pooled = pool(store, cuts, LidSettings())
     try:

@@ -38,7 +38,7 @@ from isogloss.training.parallel import (
     without_sync,
 )
 from isogloss.training.preempt import EXIT_CODES, PreemptedError, StopRequest, stop_on_signals
-from isogloss.training.probing import Judge, Probe
+from isogloss.training.probing import Judge, Probe, check_probed
 from isogloss.training.recipe import Recipe
 from isogloss.training.run_state import RunState
 from isogloss.training.rundir import Resume, prepare_run, run_lock, write_model
@@ -79,6 +79,7 @@ def train(
     and its results are logged. `resume`: "auto" continues where there are checkpoints, "never" refuses a folder that has some,
     "must" refuses one that has none. Raises `IsoglossError` subclasses; `PreemptedError` after a signal, when all is saved.
     """
+    check_probed(recipe.training.probe_every, has_probe=probe is not None)
     set_threads(recipe.training.threads)
     # The stall watch, which can say more, comes before the time limit of the exchanges.
     with (

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from isogloss.core.errors import ConfigError
 from isogloss.encoders.base import Encoder
 
 Probe = Callable[[Encoder, int], dict[str, Any]]  # the encoder and the update → what is logged
+
+
+def check_probed(probe_every: int | None, *, has_probe: bool) -> None:
+    """Refuse `training.probe_every` where there is nothing to probe with: it would be left unused."""
+    if probe_every is not None and not has_probe:
+        raise ConfigError(
+            f"`training.probe_every` is {probe_every}, but there is no speech to probe on; give phones or languages as labels with "
+            "`isogloss pretrain --probe-data DIR`, or leave it out"
+        )
 
 
 class Judge(Protocol):
