@@ -56,7 +56,15 @@ def test_tiny_suite_measures_names_a_failure_and_takes_up_what_is_done(
     assert all(r.synthetic_speech for r in records)
     table = (out / "table.md").read_text()
     assert re.search(r"\| modified CPC \| .*\d\.\d \[.*\| (better|worse|may be chance) \|", table)
+    assert "utterances held out" not in table  # of too few to test two languages
+    assert (
+        "Left out: language identification with held-out utterances needs two languages"
+        in (out / "report.html").read_text()
+    )
     assert re.search(r"\| divergent \| – .*\| failed \|", table)
+    layers = (out / "layers.md").read_text()
+    assert re.search(r"\| modified CPC \| \d+\.\d \([+-]\d+\.\d\) \| \d+\.\d \([+-]\d+\.\d\) \|", layers)
+    assert "| divergent |  |  |" in layers
     assert "divergent has no figures" in (out / "report.html").read_text()
     curve = (out / "curves" / "modified-cpc.svg").read_text()
     assert curve.startswith("<svg")

@@ -58,7 +58,7 @@ SIZES = {
             "data.num_workers=0",
         ),
         only_for={"modified CPC": ("encoder.preset=cpc-tiny",), "wav2vec 2.0": ("encoder.preset=wave-tiny",)},
-        bed=BedSizes(phone_seconds=30.0, abx_seconds=20.0, seconds_per_voice=8.0),
+        bed=BedSizes(phone_seconds=30.0, abx_seconds=20.0, seconds_per_voice=16.0),
         synthetic_utterances=8,
         synthetic_voices=2,
         budget=SearchBudget(weight_decays=(1e-2,), max_iterations=10, max_train_frames=2000),

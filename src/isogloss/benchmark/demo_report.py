@@ -57,6 +57,8 @@ def write_report(demo: Demo) -> Path:
     page.heading("All figures")
     trained = [i for i, row in enumerate(rows) if row[0] in demo.runs]
     page.table(header, rows, caption="Value [95 % interval].", numeric=range(1, len(header)), emphasis=trained)
+    for reason in demo.measured.left_out:
+        page.paragraph(f"Left out: {reason}.", kind="warning")
     for note in footnotes([*demo.measured.records, *demo.measured.differences]):
         page.paragraph(note, kind="note")
     page.heading("The speech")

@@ -138,7 +138,7 @@ def run_system(
         return SystemResult(system.name, None, Measured(), failure)
     cost = Cost(**json.loads((run_dir / "cost.json").read_text(encoding="utf-8")))
     stored = out / "figures" / f"{slug(system.name)}.jsonl"
-    if not stored.exists():
+    if not (stored.exists() and stored.with_suffix(".left_out.json").exists()):
         encoder = parsed(suite, system).encoder
         try:
             pair = before_and_after(
@@ -153,9 +153,9 @@ def run_system(
             )
         except IsoglossError as error:
             return SystemResult(system.name, cost, Measured(), str(error))
-        layers = stored.with_suffix(".layers.json")
-        layers.parent.mkdir(parents=True, exist_ok=True)
-        layers.write_text(json.dumps(measured.layers), encoding="utf-8")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.with_suffix(".layers.json").write_text(json.dumps(measured.layers), encoding="utf-8")
+        stored.with_suffix(".left_out.json").write_text(json.dumps(measured.left_out), encoding="utf-8")
         write_results(stored, [*measured.records, *measured.differences])
     return SystemResult(system.name, cost, _read(stored))
 
@@ -172,6 +172,7 @@ def _read(stored: Path) -> Measured:
         records=[record for record in records if " − " not in record.system],
         differences=[record for record in records if " − " in record.system],
         layers={name: {int(layer): value for layer, value in own.items()} for name, own in layers.items()},
+        left_out=json.loads(stored.with_suffix(".left_out.json").read_text(encoding="utf-8")),
     )
 
 

@@ -17,17 +17,20 @@ MAX_PANELS = 4  # of a curve: the loss, and what the watchdog reads
 def write_suite(
     results: Sequence[SystemResult], out: Path, *, title: str, lead: str, watched: dict[str, list[str]]
 ) -> Path:
-    """Write `report.html`, `table.md`, `results.jsonl` and `curves/<system>.svg`; `watched` names the metrics of each curve."""
+    """Write `report.html`, `table.md`, `layers.md`, `results.jsonl` and `curves/`; `watched` names the metrics of each curve."""
     records = [record for result in results for record in (*result.measured.records, *result.measured.differences)]
     write_results(out / "results.jsonl", _once(records))
     header, rows = comparison(results)
     (out / "table.md").write_text(markdown(header, rows), encoding="utf-8")
+    (out / "layers.md").write_text(markdown(*by_layer(results)), encoding="utf-8")
     page = Report(title, lead)
     page.heading("Did pretraining help?")
     gains = [i for i, row in enumerate(rows) if row[2] == "better"]
     page.table(header, rows, numeric=(1, *range(3, len(header))), emphasis=gains)
     for note in footnotes(_once(records)):
         page.paragraph(note, kind="note")
+    for reason in dict.fromkeys(reason for result in results for reason in result.measured.left_out):
+        page.paragraph(f"Left out: {reason}.", kind="warning")
     for result in results:
         if result.failure:
             page.paragraph(f"{result.name} has no figures: {result.failure}", kind="warning")
@@ -93,6 +96,20 @@ def comparison(results: Sequence[SystemResult]) -> tuple[list[str], list[list[st
             ]
         )
     return header, rows
+
+
+def by_layer(results: Sequence[SystemResult]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the phone probe on each layer, %: the trained encoder's, and points over its untrained self."""
+    found = {result.name: result.measured.layers.get(result.name, {}) for result in results}
+    depth = 1 + max((layer for layers in found.values() for layer in layers), default=0)
+    rows = []
+    for result in results:
+        before = result.measured.layers.get(f"{result.name}, untrained", {})
+        cells = [
+            f"{100 * value:.1f} ({100 * (value - before[layer]):+.1f})" for layer, value in found[result.name].items()
+        ]
+        rows.append([result.name, *cells, *("" for _ in range(depth - len(cells)))])
+    return ["system", *(f"layer {layer}" for layer in range(depth))], rows
 
 
 def verdict(difference: ResultRecord) -> str:

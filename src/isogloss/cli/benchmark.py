@@ -88,4 +88,6 @@ def benchmark(
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    for reason in dict.fromkeys(reason for result in results for reason in result.measured.left_out):
+        console.print(f"left out: {reason}", markup=False, highlight=False)
     console.print(f"\nreport: {path}\ntable: {out / 'table.md'}", highlight=False)

@@ -63,4 +63,6 @@ def demo(
     console.print(table)
     for line in findings(result):
         console.print(f"  {line}", highlight=False, markup=False)
+    for reason in result.measured.left_out:
+        console.print(f"left out: {reason}", highlight=False, markup=False)
     console.print(f"\nreport: {path}\nfigures: {out / 'results.jsonl'}", highlight=False)
