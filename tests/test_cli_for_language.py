@@ -11,14 +11,14 @@ import torch
 
 from isogloss.cli.main import main
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import GatesConfig, edits_of, install
+from isogloss.encoders.language_edits import GatesConfig, LoraConfig, MasksConfig, edits_of, install
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.feature_cache import hash_encoder
 from isogloss.evaluation.feature_files import read_feature_files
 from isogloss.evaluation.tables import read_results
 from isogloss.hub.load import load_encoder
 from isogloss.hub.save import save_model
-from isogloss.nn.edits import Gate
+from isogloss.nn.edits import Gate, WeightMask
 
 RATE = 16_000
 LANGUAGES = ("cs", "sw")
@@ -144,3 +144,36 @@ def test_what_does_not_depend_on_the_language_is_refused_alone_and_stands_beside
     out = tmp_path / "results.jsonl"
     assert run(*common, "--from", model, "--versus", plain, "--layer", "1", "--out", out) == 0
     assert {r.system for r in read_results(out)} == {"gated [cs]", "plain", "gated [cs] − plain"}
+
+
+@pytest.mark.parametrize("kind", [MasksConfig, LoraConfig])
+def test_one_language_is_exported_as_a_plain_model(
+    kind: type[MasksConfig] | type[LoraConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = tiny()
+    install(encoder, kind(languages=LANGUAGES))
+    random = torch.Generator().manual_seed(1)
+    for edit in edits_of(encoder).values():
+        if isinstance(edit, WeightMask):
+            edit.write(1, torch.rand(edit.shape, generator=random) > 0.4)
+        for parameter in edit.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
+    save_model(tmp_path / "model", encoder, None, {})
+    assert run("export", tmp_path / "model", tmp_path / "all") == 1
+    assert "export one of cs, sw with `isogloss export --for-language`" in " ".join(capsys.readouterr().err.split())
+    assert run("export", tmp_path / "model", tmp_path / "one", "--for-language", "swa") == 0
+    wave = [torch.randn(4_000, generator=random)]
+    exported = load_encoder(tmp_path / "one")
+    assert exported.edits is None
+    expected = encoder.for_language("sw")(wave).states[-1].values_ND
+    torch.testing.assert_close(exported.eval()(wave).states[-1].values_ND, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - encoder.for_language("cs")(wave).states[-1].values_ND).abs().max() > 0.01
+    assert "`swa` uses" in (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
+
+
+def test_gates_of_a_language_cannot_be_exported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for chosen in ([], ["--for-language", "cs"]):
+        assert run("export", model, tmp_path / "out", *chosen) == 1
+        assert "has gates (cs, sw), for one language either" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def export(
     model: Annotated[Path, typer.Argument(help="An isogloss or Hugging Face folder, or a fairseq .pt file.")],
     folder: Annotated[Path, typer.Argument(help="Where to write config.json, model.safetensors and the model card.")],
+    for_language: Annotated[
+        str | None, typer.Option(help="the language of which to write the sub-network, of a model with masks or LoRA")
+    ] = None,
 ) -> None:
     """Write a folder that `transformers` opens with equal outputs."""
     from isogloss.hub.export import export_tensors
@@ -29,7 +32,11 @@ def export(
     tree = loaded.objective_tree
     if tree is None and "quantizer.codebook" in loaded.head_tensors and "project_targets.weight" in loaded.head_tensors:
         tree = {"name": "wav2vec2"}
-    export_tensors(loaded.encoder, folder, loaded.head_tensors, tree, extra)
+    encoder = loaded.encoder
+    if for_language is not None:
+        encoder = encoder.for_language(for_language)
+        extra = {**extra, "language": for_language}
+    export_tensors(encoder, folder, loaded.head_tensors, tree, extra)
     for name in loaded.report.fresh:
         typer.echo(f"initialised afresh: {name}")
     typer.echo(f"wrote {folder}; open it with `transformers.AutoModel.from_pretrained({str(folder)!r})`")

@@ -48,6 +48,10 @@ def model_card(
 ) -> str:
     """Return the README of an exported encoder, in Markdown with the hub's header; it states only what is known."""
     lines = []
+    if "language" in extra:
+        lines.append(
+            f"The part of a model for several languages that `{extra['language']}` uses; its other languages are not in it."
+        )
     if objective_tree is not None:
         lines.append(f"Objective: `{objective_tree.get('name')}`.")
     if "step" in extra:

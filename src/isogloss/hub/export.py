@@ -44,10 +44,15 @@ def export_tensors(
 ) -> None:
     """Write the same from an encoder and the tensors of its heads (as `load_model` gives them)."""
     if encoder.edits is not None:
-        languages = ", ".join(encoder.edits.languages)
+        kind, languages = encoder.edits.kind, ", ".join(encoder.edits.languages)
+        if kind in ("masks", "lora"):
+            raise CheckpointError(
+                f"transformers has no class for an encoder that depends on the language; export one of {languages} with "
+                "`isogloss export --for-language`, or what `encoder.for_language(…)` gives"
+            )
         raise CheckpointError(
-            f"transformers has no class for an encoder that depends on the language ({languages}); export a sub-network as "
-            "`encoder.for_language(…)` gives it"
+            f"transformers has no class for an encoder that has {kind} ({languages}), for one language either; only masks and lora "
+            "become a plain model"
         )
     family, config = family_for(encoder, objective_tree)
     head_class = family.head_class(objective_tree)
