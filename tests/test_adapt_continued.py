@@ -151,6 +151,7 @@ def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, ot
     for place in ("target held out", "target held out/fr", "target held out/nl", "source", "source/fr"):
         assert ("after − before", place, "masked_accuracy_difference") in found
     assert ("after", "target held out", "code_perplexity") in found
+    assert {record.labels for record in result.records if record.task == "codes"} == {""}
     compared = 1 + len(fakes.read_log(run, "probe"))
     for record in result.records:
         assert record.search_budget == (1 if record.system == "before" else compared)
@@ -171,6 +172,28 @@ def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, ot
     killed = adapt(asked, run, tests=[other], source=other)
     assert (killed.step, killed.last_step) == (result.step, result.last_step)
     assert all(torch.equal(after[name], value) for name, value in weights(killed.model_dir).items())
+
+
+@pytest.mark.parametrize(("passes", "grouping"), [(0.1, "none"), (1, "none"), (1, "language"), (3, "none")])
+def test_little_audio_gets_small_updates_and_the_passes_that_were_asked_for(
+    model: Path, target: Path, tmp_path: Path, passes: float, grouping: str
+) -> None:
+    data = {"seconds_per_update": 600.0, "micro_batch_seconds": 60.0, "group_by": grouping}
+    schedule = {"shape": "linear", "warmup": 0.1}
+    result = adapt(
+        recipe(model, target, data=data, schedule=schedule, training={"passes": passes}, adapt={"patience": 99}),
+        tmp_path,
+    )
+    summary = result.summary
+    heard = summary["target_seconds"]
+    per_update = max(passes * heard / 10, 1.2)  # not below the longest utterance
+    assert abs(summary["passes"] - passes) <= per_update / heard
+    assert summary["planned_updates"] >= min(10, round(passes * heard / per_update))
+    assert summary["learning_rate"]["last"] > 0
+    assert summary["learning_rate"]["peak"] == pytest.approx(1e-3)
+    started = " ".join(row["message"] for row in fakes.read_log(tmp_path, "start"))
+    assert "instead of 600: the budget is" in started
+    assert ("update only" in started or "updates only" in started) == (summary["planned_updates"] < 10)
 
 
 def test_where_nothing_gets_better_the_model_is_the_start(

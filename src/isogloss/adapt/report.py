@@ -163,6 +163,7 @@ def plain_records(
             high=math.nan,
             method="no interval",
             higher_is_better=True,
+            labels="gold" if task == "quick probe" else "",
             seeds=(seed,),
             search_budget=1 if system == SYSTEMS[0] else budget,
             notes=notes,

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from isogloss.adapt._budget import fill_budget, with_small_updates
 from isogloss.adapt._edited import edits_of_model
 from isogloss.adapt._figures import Figures, measure, open_corpora
 from isogloss.adapt._outcome import put_in
@@ -89,13 +90,16 @@ def adapt(
     ):
         mixture = on_main(lambda: _mixture(recipe, run_dir, tests, replay_data))
         on_main(lambda: _same_method(recipe, run_dir))
-        resolved = _with_corpus(recipe, mixture)
+        resolved, said = _with_corpus(recipe, mixture)
         if replay_units is not None:
             joined = run_dir / "corpus" / "units"
             own = recipe.recipe.data.units or ""
             units = on_main(lambda: join_units(joined, own, replay_units, mixture))
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"units": units})})
         job: Job = method.build(resolved, method.Config.model_validate(recipe.method), run_dir)
+        said += fill_budget(job, resolved)
+        if job.start is not None and not recipe.is_empty:
+            job.start.notes += said
         learner = job.learner.to(device)
         choosing = heldout_batches(resolved, mixture.choosing, learner, max_seconds=recipe.adapt.heldout_seconds)
         start = score(learner, choosing).means()
@@ -136,7 +140,8 @@ def adapt(
             is_given=edits is not None,
             probe_note=_probe_note(is_target=probe_data is None, is_given=edits is not None),
         )
-        summary = _summary(recipe, job, mixture, judge, chosen, last)
+        heard = 0.0 if result is None else result.audio_seconds
+        summary = _summary(recipe, job, mixture, judge, chosen, last, heard)
         summary["put_in"] = put_in(edits, own_edits)
         summary["notes"] = [] if probe_data is None or after.probe else [NO_PROBE.format(probe_data)]
         on_main(lambda: _write(run_dir, records, summary, before, after))
@@ -180,19 +185,16 @@ def _same_method(recipe: AdaptRecipe, run_dir: Path) -> None:
         )
 
 
-def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> Recipe:
-    """Return the recipe on the mixture, with a measurement and a checkpoint every so many passes."""
-    own = recipe.recipe
+def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> tuple[Recipe, list[str]]:
+    """Return the recipe on the mixture, with a measurement and a checkpoint every so many passes, and what must be said of it."""
+    corpus = {"path": str(mixture.train), "languages": None}
+    own = recipe.recipe.model_copy(update={"data": recipe.recipe.data.model_copy(update=corpus)})
+    own, said = with_small_updates(own)
     per_pass = CorpusIndex.open(mixture.train).seconds / own.data.seconds_per_update
     every = max(1, round(recipe.adapt.evaluate_every * per_pass))
     # However many checkpoints are kept, the loop spares the best.
     schedule = {"probe_every": every, "checkpoint_every": every}
-    return own.model_copy(
-        update={
-            "data": own.data.model_copy(update={"path": str(mixture.train), "languages": None}),
-            "training": own.training.model_copy(update=schedule),
-        }
-    )
+    return own.model_copy(update={"training": own.training.model_copy(update=schedule)}), said
 
 
 def _keep_start(job: Job, run_dir: Path) -> None:
@@ -217,11 +219,10 @@ def _fill(learner: Learner, run_dir: Path, job: Job, step: int) -> None:
 
 
 def _summary(
-    recipe: AdaptRecipe, job: Job, mixture: Mixture, judge: HeldOutJudge, chosen: int, last: int
+    recipe: AdaptRecipe, job: Job, mixture: Mixture, judge: HeldOutJudge, chosen: int, last: int, heard: float
 ) -> dict[str, Any]:
     rates = _learning_rates(job, last)
-    per_update = recipe.recipe.data.seconds_per_update
-    passes = last * per_update / (mixture.target_seconds + mixture.source_seconds)
+    passes = heard / (mixture.target_seconds + mixture.source_seconds)
     return {
         "model": recipe.recipe.start.model if recipe.recipe.start is not None else "",
         "method": recipe.method,

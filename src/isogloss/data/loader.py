@@ -19,7 +19,7 @@ from isogloss.core.types import SpeechBatch
 from isogloss.data.dataset import BinTask, LoadedBin, SpeechDataset
 from isogloss.data.index import CorpusIndex
 from isogloss.data.sampler import Planner
-from isogloss.data.streams import Grouping, SamplingConfig
+from isogloss.data.streams import SAMPLE_RATE, Grouping, SamplingConfig
 from isogloss.data.units import UnitTable
 
 
@@ -123,6 +123,15 @@ class SpeechLoader:
         planner = self._make_planner()
         planner.load_state(state, allow_data_change=self._allow_data_change)
         self.state = planner.state
+
+    def num_updates(self, seconds: float) -> int:
+        """Return how many updates, from the first one on, hold about so many seconds of audio: the nearest number, at least one."""
+        planner, count, done = self._make_planner(), 0, 0.0
+        while True:
+            held = sum(item.num_samples for items in planner.next().bins for item in items) / SAMPLE_RATE
+            if count and done + held / 2 > seconds:
+                return count
+            count, done = count + 1, done + held
 
     def __iter__(self) -> Iterator[Update]:
         """Yield updates from `state` on, for ever."""
