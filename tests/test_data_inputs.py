@@ -18,6 +18,7 @@ from lhotse import CutSet
 from data_helpers import cut_of, speechlike, write
 from isogloss.core.errors import DataError
 from isogloss.data.audio import read_audio
+from isogloss.data.audit import audit
 from isogloss.data.inputs import Rejected, form_of, iterate_corpus, open_corpus, write_corpus, write_fairseq
 from isogloss.data.shards import shard
 
@@ -292,6 +293,33 @@ def test_each_fault_of_a_manifest_is_told_with_its_place(audio_folder: Path, cas
         open_corpus(_opened(name)(audio_folder))
     assert message in str(caught.value) or (case == "fairseq size" and "t.tsv:" in str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "m.json", "cuts.jsonl"])
+def test_a_line_of_json_stands_for_itself(audio_folder: Path, name: str) -> None:
+    """A broken line, also the first, is rejected with its place; used + rejected is the number of lines."""
+    good = [{"file_name": "audio/a.wav"}, {"file_name": "audio/b.flac", "language": "fr"}]
+    if name == "cuts.jsonl":
+        good = [cut_of(audio_folder / "audio" / file).to_dict() for file in ("a.wav", "b.flac")]
+        good[1]["id"] = "other"
+    no_code = '{"id": "no", "file_name": "audio/a.wav", "language": "??"}' if name != "cuts.jsonl" else "null"
+    bad = ['{"file_na', no_code, '{"file_name": ["a"], "start": 0}', '{"file_name": "pipe:cat x |", "recording": 1}']
+    lines = [bad[0], json.dumps(good[0]), *bad[1:], "", json.dumps(good[1])]
+    (audio_folder / name).write_text("\n".join(lines))
+    place = audio_folder / name if name == "m.json" else audio_folder
+    items = list(iterate_corpus(place))
+    rejected = [item for item in items if isinstance(item, Rejected)]
+    assert [item.id for item in rejected] == [f"{name}:{number}" for number in (1, 3, 4, 5)]
+    assert len(items) == len(rejected) + 2
+    assert "not a line of JSON" in rejected[0].reason
+    assert name not in rejected[0].reason
+    report = audit(iterate_corpus(place), num_workers=1)
+    assert (report.num_input, len(report.cuts), report.verdicts) == (6, 2, {"manifest": 4})
+    with pytest.raises(DataError, match=rf"{name}:1: not a line of JSON.* \(4 of 6 recordings"):
+        open_corpus(place)
+    (audio_folder / name).write_text("\n".join(bad[:1]))
+    with pytest.raises(DataError, match=rf"{name}:1: not a line of JSON"):
+        open_corpus(place)
 
 
 def test_missing_recordings_are_named_by_their_line(audio_folder: Path) -> None:

@@ -45,6 +45,20 @@ class Rejected:
     verdict: str
     reason: str
 
+    @property
+    def told(self) -> str:
+        """Return place, id and reason; a line of a manifest that cannot be read has no id but its place."""
+        return (
+            f"{self.place}: {self.reason}"
+            if self.place.endswith(self.id)
+            else f"{self.place}: {self.id}: {self.reason}"
+        )
+
+
+def rejected_line(error: DataError, place: str) -> Rejected:
+    """Return a line of a manifest that cannot be used, from the fault that begins with its `place` (`file:line`)."""
+    return Rejected(os.path.basename(place), place, "manifest", str(error).removeprefix(f"{place}: "))  # noqa: PTH119
+
 
 @dataclass
 class Row:
@@ -145,12 +159,13 @@ def gender_of(value: Any) -> str | None:
     return _GENDERS.get(str(value).strip().casefold()) if value is not None else None
 
 
-def name_rows(rows: Iterable[Row]) -> list[Row]:
-    """Give each row an id: its own, or its stem, which is lengthened where several share it.
+def name_rows(items: Iterable[Row | Rejected]) -> list[Row | Rejected]:
+    """Give each row an id: its own, or its stem, which is lengthened where several share it; what was rejected stays in its place.
 
     Two rows that ask for the same id themselves are a `DataError`.
     """
-    rows = list(rows)
+    items = list(items)
+    rows = [item for item in items if isinstance(item, Row)]
     sharing: dict[str, int] = {}
     for row in rows:
         if not row.id:
@@ -169,10 +184,10 @@ def name_rows(rows: Iterable[Row]) -> list[Row]:
         if row.id in seen:
             raise DataError(f"{row.place}: the id {row.id!r} was used before, at {seen[row.id]}; ids must be unique")
         seen[row.id] = row.place
-    return rows
+    return items
 
 
-def cuts_of_rows(rows: Iterable[Row], *, source: str, language: str | None) -> Iterator[MonoCut | Rejected]:
+def cuts_of_rows(rows: Iterable[Row | Rejected], *, source: str, language: str | None) -> Iterator[MonoCut | Rejected]:
     """Yield a cut for each row, or why there is none; each recording's header is read once.
 
     `source` and `language` are used where a row has none.
@@ -180,6 +195,9 @@ def cuts_of_rows(rows: Iterable[Row], *, source: str, language: str | None) -> I
     headers: dict[Path, AudioHeader | AudioError] = {}
     last: Path | None = None
     for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+            continue
         if row.path != last:
             # rows of one recording come together in every manifest; older ones need not be kept
             headers = {row.path: _header(row.path)}
@@ -191,6 +209,8 @@ def cuts_of_rows(rows: Iterable[Row], *, source: str, language: str | None) -> I
             yield _cut(row, header, source, language)
         except AudioError as error:
             yield Rejected(row.id, row.place, error.verdict, f"{printable(row.path)}: {error.reason}")
+        except DataError as error:  # a language that is no code
+            yield rejected_line(error, row.place)
 
 
 def _cut(row: Row, header: AudioHeader, source: str, language: str | None) -> MonoCut:

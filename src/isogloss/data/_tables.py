@@ -15,7 +15,16 @@ from typing import Any
 from isogloss.core.errors import DataError
 from isogloss.core.languages import language_of_folder
 from isogloss.data._paths import printable
-from isogloss.data._rows import COLUMN_NAMES, Row, gender_of, path_below, row_of_fields, stem_of
+from isogloss.data._rows import (
+    COLUMN_NAMES,
+    Rejected,
+    Row,
+    gender_of,
+    path_below,
+    rejected_line,
+    row_of_fields,
+    stem_of,
+)
 from isogloss.data.audio import SUFFIXES
 from isogloss.data.cut_lines import read_lines
 
@@ -56,10 +65,16 @@ def rows_of_table(path: Path) -> Iterator[Row]:
         yield row_of_fields(dict(zip(columns, cells, strict=True)), root, place)
 
 
-def rows_of_json_lines(path: Path) -> Iterator[Row]:
-    """Yield the lines of a `metadata.jsonl` (key `file_name`) or of a NeMo manifest (key `audio_filepath`)."""
+def rows_of_json_lines(path: Path) -> Iterator[Row | Rejected]:
+    """Yield the lines of a `metadata.jsonl` (key `file_name`) or of a NeMo manifest (key `audio_filepath`).
+
+    Each line stands for itself, so one that cannot be used is rejected, and the others are kept.
+    """
     for place, line in _lines(path):
-        yield row_of_fields(json_object(line, place), path.parent, place)
+        try:
+            yield row_of_fields(json_object(line, place), path.parent, place)
+        except DataError as error:
+            yield rejected_line(error, place)
 
 
 def rows_of_fairseq(path: Path) -> Iterator[Row]:
@@ -137,6 +152,19 @@ def json_object(line: bytes, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{place}: must be a JSON object, but is a {type(value).__name__}")
     return value
+
+
+def first_object(path: Path) -> dict[str, Any] | None:
+    """Return the first line that is a JSON object, None where there are no lines; `DataError` of the first where none is one."""
+    fault: DataError | None = None
+    for place, line in _lines(path):
+        try:
+            return json_object(line, place)
+        except DataError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+    return None
 
 
 def first_line(path: Path) -> tuple[str, bytes]:

@@ -194,7 +194,7 @@ def _readable_cuts(source: Path) -> Iterator[MonoCut]:
             yield item
     if bad:
         raise DataError(
-            f"{bad[0].place}: {bad[0].id}: {bad[0].reason}; {len(bad)} recordings cannot be used; `isogloss corpus audit` "
+            f"{bad[0].told}; {len(bad)} recordings cannot be used; `isogloss corpus audit` "
             "leaves them out and writes a corpus of the rest"
         )
 

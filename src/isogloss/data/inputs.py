@@ -16,10 +16,10 @@ from lhotse import CutSet, MonoCut
 from isogloss.core.errors import DataError
 from isogloss.core.languages import known_language
 from isogloss.data._paths import PathLike, printable
-from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_rows
+from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_rows, rejected_line
 from isogloss.data._tables import (
     first_line,
-    json_object,
+    first_object,
     regular_lines,
     rows_of_fairseq,
     rows_of_folder,
@@ -57,7 +57,7 @@ def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
     if bad:
         first = bad[0]
         raise DataError(
-            f"{first.place}: {first.id}: {first.reason} ({len(bad)} of {len(good) + len(bad)} recordings cannot be used; "
+            f"{first.told} ({len(bad)} of {len(good) + len(bad)} recordings cannot be used; "
             "`isogloss corpus audit` leaves them out and writes a corpus of the rest)"
         )
     if not good:
@@ -68,7 +68,11 @@ def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
 
 
 def iterate_corpus(path: PathLike, *, language: str | None = None) -> Iterator[MonoCut | Rejected]:
-    """Yield each utterance of a corpus as a cut, or why its recording cannot be used; a fault of a manifest is a `DataError`."""
+    """Yield each utterance of a corpus as a cut, or why its recording or its line cannot be used.
+
+    A line of JSON stands for itself. In other forms a fault puts the lines after it in doubt, and is a `DataError`; so are a file that
+    cannot be read to its end, and an id that comes twice.
+    """
     path = Path(path)
     form = form_of(path)
     tag = _tag(language)
@@ -94,10 +98,10 @@ def form_of(path: PathLike) -> str:
         raise DataError(f"{printable(path)}: is neither a folder nor a regular file")
     name = path.name.removesuffix(".gz")
     if name.endswith((".jsonl", ".json")):
-        place, line = first_line(path)
-        if not line:
-            raise DataError(f"{place}: the manifest has no lines")
-        return "cuts" if "recording" in json_object(line, place) else "json lines"
+        found = first_object(path)
+        if found is None:
+            raise DataError(f"{printable(path)}:1: the manifest has no lines")
+        return "cuts" if "recording" in found else "json lines"
     if name.endswith(".csv"):
         return "table"
     if name.endswith(".tsv"):
@@ -123,7 +127,7 @@ def _form_of_folder(path: Path) -> str:
     return "folder"
 
 
-def _rows(path: Path, form: str) -> Iterable[Row]:
+def _rows(path: Path, form: str) -> Iterable[Row | Rejected]:
     if form == "kaldi":
         return rows_of_kaldi(path)
     if form == "table":
@@ -141,17 +145,21 @@ def _cuts_file(path: Path) -> Path:
     return next(path / name for name in CUT_FILES if (path / name).is_file())
 
 
-def _lhotse_cuts(path: Path, language: str | None) -> Iterator[MonoCut]:
+def _lhotse_cuts(path: Path, language: str | None) -> Iterator[MonoCut | Rejected]:
     seen: dict[str, int] = {}
     for number, line in regular_lines(path):
         if not line.strip():
             continue
         place = f"{printable(path)}:{number}"
-        cut = to_cut(parse_line(line, place), path.parent, place)
+        try:
+            cut = _with_language(to_cut(parse_line(line, place), path.parent, place), language, place)
+        except DataError as error:
+            yield rejected_line(error, place)
+            continue
         if cut.id in seen:
             raise DataError(f"{place}: the id {cut.id!r} was used before, at line {seen[cut.id]}; ids must be unique")
         seen[cut.id] = number
-        yield _with_language(cut, language, place)
+        yield cut
 
 
 class _ShardCuts:
