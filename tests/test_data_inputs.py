@@ -182,6 +182,32 @@ def test_kaldi(audio_folder: Path) -> None:
     ]
 
 
+def test_kaldi_paths_start_at_the_directory_or_else_where_one_works(
+    audio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kaldi = tmp_path / "exp" / "data" / "train"
+    kaldi.mkdir(parents=True)
+    (kaldi / "wav.scp").write_text("r1 audio/a.wav\nr2 audio/b.flac\n")
+    monkeypatch.chdir(audio_folder)
+    assert [cut.recording.sources[0].source for cut in open_corpus(kaldi)] == [
+        str(audio_folder / "audio" / name) for name in ("a.wav", "b.flac")
+    ]
+    write(kaldi / "audio" / "a.wav", speechlike(0.7, 9))
+    assert open_corpus(kaldi)[0].duration == 0.7, "the directory comes first"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"wav\.scp:2: .*does not exist; .* starts at {kaldi}, or .* {tmp_path} \(1 of 2"
+    ):
+        open_corpus(kaldi)
+    (kaldi / "segments").write_text("u1 r2 0.1 0.2\n")
+    with pytest.raises(DataError, match=rf"segments:1: .*does not exist; .* starts at {kaldi}, or"):
+        open_corpus(kaldi)
+    (kaldi / "segments").unlink()
+    (kaldi / "wav.scp").write_text("r1 /nowhere/a.wav\n")
+    with pytest.raises(DataError, match=r"does not exist \(1 of 1"):
+        open_corpus(kaldi)
+
+
 def test_prepared_corpora_and_cuts_files_and_their_move(audio_folder: Path, tmp_path: Path) -> None:
     corpus = open_corpus(audio_folder, language="mdw")
     write_corpus(corpus, audio_folder)

@@ -65,7 +65,7 @@ class Row:
     """An utterance before its recording was looked at; `path` is absolute or relative to the working directory.
 
     `duration` None means: to the end. `num_samples` is what the manifest claims for the whole file, to be checked. `place`
-    is `file:line`. `stem` is the default of `id`.
+    is `file:line`. `stem` is the default of `id`. `if_missing` is added to what is told of a file that is not there.
     """
 
     path: Path
@@ -79,6 +79,7 @@ class Row:
     language: str | None = None
     speaker: str | None = None
     gender: str | None = None
+    if_missing: str = ""
     custom: dict[str, Any] = field(default_factory=dict)
 
 
@@ -208,7 +209,8 @@ def cuts_of_rows(rows: Iterable[Row | Rejected], *, source: str, language: str |
                 raise header
             yield _cut(row, header, source, language)
         except AudioError as error:
-            yield Rejected(row.id, row.place, error.verdict, f"{printable(row.path)}: {error.reason}")
+            hint = row.if_missing if error.verdict == "missing" else ""
+            yield Rejected(row.id, row.place, error.verdict, f"{printable(row.path)}: {error.reason}{hint}")
         except DataError as error:  # a language that is no code
             yield rejected_line(error, row.place)
 

@@ -113,16 +113,19 @@ def rows_of_fairseq(path: Path) -> Iterator[Row]:
 def rows_of_kaldi(folder: Path) -> Iterator[Row]:
     """Yield the utterances of a Kaldi directory: wav.scp, and segments, text, utt2spk, spk2gender, utt2lang, spk2age where there.
 
-    A relative path in wav.scp starts at the directory. An entry that is a command is a `DataError`: it is not run.
+    A relative path in wav.scp starts at the directory, or else, as in Kaldi, at the working directory. An entry that is a command
+    is a `DataError`: it is not run.
     """
-    recordings = {key: (path_below(folder, rest, place), place) for key, rest, place in _pairs(folder / "wav.scp")}
+    recordings = {key: (_kaldi_path(folder, rest, place), place) for key, rest, place in _pairs(folder / "wav.scp")}
     texts = _optional_pairs(folder, "text")
     speakers = _optional_pairs(folder, "utt2spk")
     languages = _optional_pairs(folder, "utt2lang")
     genders = _optional_pairs(folder, "spk2gender")
     ages = _optional_pairs(folder, "spk2age")
     utterances = (
-        _kaldi_segments(folder, recordings) if (folder / "segments").is_file() else _kaldi_recordings(recordings)
+        _kaldi_segments(folder, recordings)
+        if (folder / "segments").is_file()
+        else _kaldi_recordings(folder, recordings)
     )
     known = set()
     for row in utterances:
@@ -266,9 +269,24 @@ def _optional_pairs(folder: Path, name: str) -> dict[str, str]:
     return {key: rest for key, rest, _ in _pairs(path)} if path.is_file() else {}
 
 
-def _kaldi_recordings(recordings: dict[str, tuple[Path, str]]) -> Iterator[Row]:
+def _kaldi_path(folder: Path, name: str, place: str) -> Path:
+    path = path_below(folder, name, place)
+    if Path(name).is_absolute() or os.path.lexists(path):
+        return path
+    other = Path.cwd() / name
+    return other if os.path.lexists(other) else path
+
+
+def _kaldi_tried(folder: Path, path: Path) -> str:
+    """Return where a missing recording was looked for; an absolute path was in one place only."""
+    if not path.is_relative_to(folder):
+        return ""
+    return f"; a relative path starts at {printable(folder)}, or else at the working directory {printable(Path.cwd())}"
+
+
+def _kaldi_recordings(folder: Path, recordings: dict[str, tuple[Path, str]]) -> Iterator[Row]:
     for key, (path, place) in recordings.items():
-        yield Row(path, place, key, id=key)
+        yield Row(path, place, key, id=key, if_missing=_kaldi_tried(folder, path))
 
 
 def _kaldi_segments(folder: Path, recordings: dict[str, tuple[Path, str]]) -> Iterator[Row]:
@@ -286,7 +304,9 @@ def _kaldi_segments(folder: Path, recordings: dict[str, tuple[Path, str]]) -> It
             raise DataError(
                 f"{place}: must have 0 <= start < end in seconds, but has {parts[1][:30]!r} and {parts[2][:30]!r}"
             )
-        yield Row(recordings[parts[0]][0], place, key, id=key, start=start, duration=end - start)
+        path = recordings[parts[0]][0]
+        tried = _kaldi_tried(folder, path)
+        yield Row(path, place, key, id=key, start=start, duration=end - start, if_missing=tried)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
