@@ -25,7 +25,7 @@ from isogloss.evaluation.tables import read_results
 from isogloss.hub.save import save_model
 from isogloss.tasks.base import build_task
 from isogloss.tasks.lid import Config, Lid, label_of_tag
-from isogloss.training.finetune import load_finetune
+from isogloss.training.finetune import build_finetune_job, load_finetune
 from isogloss.training.loop import train
 from isogloss.training.recipe import find_recipe, recipe_tree
 from objective_cases import WAVE, speech
@@ -228,6 +228,49 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     assert gap.low <= gap.value <= gap.high
     assert all(abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4 for row in said)
     assert all(row["text"] == max(row["scores"], key=row["scores"].get) for row in said)
+
+
+def test_classes_are_of_the_corpus_and_what_they_leave_out_is_told(tmp_path: Path) -> None:
+    corpus = tones(tmp_path / "corpus", {"hr": 0.06, "sr": 0.35, "fr": 0.9}, 2)
+    index = CorpusIndex.open(corpus)
+    with pytest.raises(DataError, match="but xx, zu are not: by language it has fr, hr, sr"):
+        Config(classes=("fr", "xx", "zu")).for_corpus(index)
+    assert Config(classes=("fr", "hr")).for_corpus(index).notes(index) == [
+        "not learned, as `task.classes` leaves them out (utterances): sr (2)"
+    ]
+    assert Config().for_corpus(index).notes(index) == []
+    silent = tones(tmp_path / "silent", {"hr": 0.06, "sr": 0.35, "und": 0.9}, 2)
+    assert Config().for_corpus(CorpusIndex.open(silent)).notes(CorpusIndex.open(silent)) == [
+        "not learned, as they have no label: 2 of 6 utterances"
+    ]
+    save_model(tmp_path / "model", build_encoder(WAVE), None, {})
+    recipe = load_finetune(
+        "lid",
+        [
+            f'data.path="{corpus}"',
+            f'start.model="{tmp_path / "model"}"',
+            'task.classes=["sr","hr"]',
+            "data.num_workers=0",
+            "data.min_seconds=0.1",
+        ],
+    )
+    job = build_finetune_job(recipe)
+    assert job.start is not None
+    assert "fr (2)" in job.start.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "linear"}, "`hidden_width` must be 0, but is 8"),
+        ({"attention_width": 7}, "`attention_width` = 7 belongs to `pooling` = attention, but `pooling` is mean"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        task_and_encoder(**settings)
+    task_and_encoder(pooling="attention", attention_width=7)
+    task_and_encoder(head="linear", hidden_width=0)
 
 
 def test_what_the_threshold_was_fitted_on_is_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

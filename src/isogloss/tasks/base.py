@@ -50,6 +50,10 @@ class TaskConfig(Config):
         """Return the settings with what follows from the corpus filled in (a vocabulary, the classes): a model holds them."""
         return self
 
+    def notes(self, index: CorpusIndex) -> list[str]:
+        """Return sentences on what of the corpus these settings leave out, for the start of the run."""
+        return []
+
 
 class Task(nn.Module, ABC):
     """A head over an encoder; built from its config and the encoder, as an objective is.

@@ -6,12 +6,13 @@ classifier (Linear 256, mean, Linear) and fairseq's `wav2vec_classification` (Li
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, final
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,9 +64,9 @@ class Config(TaskConfig):
         "hf": Linear to `hidden_width`, pooling, Linear. "fairseq": a GELU after the pooling, and the encoder's width by
         default. "linear": pooling and one linear map.
     hidden_width
-        0 for the head's own: 256 (hf), the encoder's (fairseq).
+        0 for the head's own: 256 (hf), the encoder's (fairseq); "linear" has none.
     pooling
-        "mean", "statistics" (mean and deviation) or "attention" (attentive statistics, arXiv 1803.10963).
+        "mean", "statistics" (mean and deviation) or "attention" (attentive statistics, arXiv 1803.10963) with `attention_width`.
     label_smoothing, dropout
         Of the cross-entropy; on the states that the head sees.
     """
@@ -80,28 +81,66 @@ class Config(TaskConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     dropout: Probability = 0.0
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.head == "linear" and self.hidden_width:
+            raise ValueError(
+                f"`head` = linear has no hidden layer, so `hidden_width` must be 0, but is {self.hidden_width}"
+            )
+        if self.pooling != "attention" and self.attention_width != Config.model_fields["attention_width"].default:
+            raise ValueError(
+                f"`attention_width` = {self.attention_width} belongs to `pooling` = attention, but `pooling` is {self.pooling}"
+            )
+        return self
+
     def for_corpus(self, index: CorpusIndex) -> Self:
-        """Return the settings with the classes of the corpus: in order of their names."""
+        """Return the settings with the classes of the corpus, in order of their names; `DataError` for classes that it lacks."""
+        found = self._labels_of(index)
+        named = ", ".join(sorted(found)) or "none"
+        if missing := [name for name in self.classes if name not in found]:
+            raise DataError(
+                f"`task.classes` must be labels of the training corpus, but {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not: by {self.labels} it has {named}; leave `task.classes` out to take them all, "
+                "or give a corpus with speech of every class"
+            )
         if self.classes:
             return self
+        if len(found) < 2:
+            raise DataError(
+                f"`task.classes` must be two or more, but the corpus has {len(found)} by {self.labels} "
+                f"({named}); usually because its folders are not named by language codes; "
+                "try a folder per language (`fr/`, `ar-EG/`), a table with a column `language`, or `--set task.labels=folder`"
+            )
+        return self.model_copy(update={"classes": tuple(sorted(found))})
+
+    def notes(self, index: CorpusIndex) -> list[str]:
+        """Return which utterances teach nothing, as their label is no class or they have none."""
+        found = self._labels_of(index)
+        others = [f"{name} ({found[name]})" for name in sorted(found) if name not in self.classes]
+        silent = len(index) - found.total()
+        return [
+            *([f"not learned, as `task.classes` leaves them out (utterances): {', '.join(others)}"] if others else []),
+            *([f"not learned, as they have no label: {silent} of {len(index)} utterances"] if silent else []),
+        ]
+
+    def _labels_of(self, index: CorpusIndex) -> Counter[str]:
+        """Return how many utterances of the corpus have each label."""
+        found: Counter[str] = Counter()
         if self.labels == "folder":
-            folders = {folder_of_cut(index.cut(row, with_audio=False)) for row in range(len(index))}
+            folders = Counter(folder_of_cut(index.cut(row, with_audio=False)) for row in range(len(index)))
             if None in folders and index.shards is not None:
                 raise DataError(
                     "`task.labels=folder` needs to know the folder that each recording lay in, but these shards do not say it; usually "
                     "because they were not made by this isogloss; shard the corpus again with `isogloss corpus shard`"
                 )
-            found = {folder for folder in folders if folder is not None}
+            found.update({folder: count for folder, count in folders.items() if folder is not None})
         else:
-            tags = (index.language_names[number] for number in np.unique(index.languages).tolist() if number >= 0)
-            found = {label for tag in tags if (label := label_of_tag(tag, self.labels)) is not None}
-        if len(found) < 2:
-            raise DataError(
-                f"`task.classes` must be two or more, but the corpus has {len(found)} by {self.labels} "
-                f"({', '.join(sorted(found)) or 'none'}); usually because its folders are not named by language codes; "
-                "try a folder per language (`fr/`, `ar-EG/`), a table with a column `language`, or `--set task.labels=folder`"
-            )
-        return self.model_copy(update={"classes": tuple(sorted(found))})
+            numbers, counts = np.unique(index.languages, return_counts=True)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+                label = label_of_tag(index.language_names[number], self.labels) if number >= 0 else None
+                if label is not None:
+                    found[label] += count
+        return found
 
 
 @final

@@ -105,6 +105,7 @@ def build_finetune_job(recipe: FinetuneRecipe, *, allow_data_change: bool = Fals
             "which would give the answer away; start from a dense model (`adapt --recipe adapt/dense`)"
         )
     report = _take_weights(learner, recipe.start)
+    report.notes += completed.notes(index)
     encoder = learner.encoder
     loader = SpeechLoader(
         index,
