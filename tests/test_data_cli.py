@@ -126,10 +126,12 @@ def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path, capfd: pytest.C
     )
     assert "do not add up" in fails(capfd, 1, "stats", corpus, "--expect-utterances", 13)
     assert "must end in" in fails(capfd, 2, "stats", corpus, "--out", tmp_path / "x.pdf")
-    assert (
-        "there is no corpora `debain`" in (e := fails(capfd, 2, "prepare", "debain", "--out", tmp_path / "x"))
-        or "debian" in e
-    )
+    told = fails(capfd, 2, "prepare", "debain", "--out", tmp_path / "x")
+    assert "there is no corpus `debain`; did you mean `debian`?" in told
+    (tmp_path / "empty").mkdir()
+    told = fails(capfd, 1, "audit", tmp_path / "empty", "--workers", 1)
+    assert "empty: has no recordings; accepted are wav" in told
+    assert "above" not in told
     assert "must look like" in fails(capfd, 2, "audit", corpus, "--ctm", "tone=x")
     assert "Missing option" in fails(capfd, 2, "segment", corpus)
 

@@ -17,6 +17,7 @@ from isogloss.benchmark.measure import Measured, System, measure
 from isogloss.benchmark.prepare import BedSizes, before_and_after, prepare_bed
 from isogloss.benchmark.testbed import Division
 from isogloss.core.errors import DataError
+from isogloss.core.wording import counted
 from isogloss.data.audit import AuditReport, audit
 from isogloss.data.corpora import debian, synthetic
 from isogloss.data.inputs import open_corpus
@@ -245,7 +246,7 @@ def _describe(division: Division, is_synthetic: bool) -> str:
     cuts = [*division.train, *division.test]
     languages, voices = {language_of(cut) for cut in cuts}, {speaker_of(cut) for cut in cuts}
     kind = "synthesised utterances" if is_synthetic else "human recordings from Debian's archive"
-    return f"{_minutes(cuts)} of {kind}: {len(languages)} languages, {len(voices)} voices."
+    return f"{_minutes(cuts)} of {kind}: {counted(len(languages), 'language')}, {counted(len(voices), 'voice')}."
 
 
 def _minutes(cuts: Sequence[Any]) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from isogloss.cli._out import check_file, check_folder
 from isogloss.cli._show import counts_table, print_table, progress, stages
+from isogloss.core.wording import counted
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -93,8 +94,10 @@ def audit(
     workers: Workers = None,
 ) -> None:
     """Decode every recording; name each bad one with a reason, keep the rest. used + rejected = input."""
+    from isogloss.core.errors import DataError
+    from isogloss.data._paths import printable
     from isogloss.data.audit import audit as run_audit
-    from isogloss.data.inputs import Rejected, form_of, iterate_corpus, write_corpus
+    from isogloss.data.inputs import NO_RECORDINGS, Rejected, form_of, iterate_corpus, write_corpus
 
     check_folder(out)
     alignments = _alignments(ctm or [], textgrids, alignment_kind)
@@ -146,6 +149,8 @@ def audit(
         "warnings": f"{len(report.warnings) + len(report.language_faults):,}",
     }
     print_table(counts_table(f"audit of {corpus}", rows))
+    if not report.num_input:
+        raise DataError(NO_RECORDINGS.format(printable(corpus)))
     if not report.cuts:
         typer.echo("isogloss: no recording can be used; the reasons are above", err=True)
         raise typer.Exit(1)
@@ -232,7 +237,9 @@ def split(
         write_corpus(part, out / name)
         speakers = {cut.supervisions[0].speaker for cut in part if cut.supervisions} - {None}
         seconds = sum(cut.duration for cut in part)
-        rows[name] = f"{len(part):,} cuts, {format_duration(seconds)}, {len(speakers) or 'unknown'} speakers"
+        rows[name] = f"{counted(len(part), 'cut')}, {format_duration(seconds)}, " + (
+            counted(len(speakers), "speaker") if speakers else "unknown speakers"
+        )
     print_table(counts_table(f"{corpus} by {by.value}", rows))
 
 
@@ -348,7 +355,7 @@ def import_downloaded(
     for rejected in found.rejected[:20]:
         typer.echo(f"rejected ({rejected.verdict}) {rejected.id}: {rejected.reason}", err=True)
     rows = {
-        part: f"{count:,} utterances, {format_duration(seconds)}, {found.languages[part]} languages"
+        part: f"{counted(count, 'utterance')}, {format_duration(seconds)}, {counted(found.languages[part], 'language')}"
         for part, (count, seconds) in found.counts.items()
     }
     print_table(counts_table(f"{name} in {out}", {**rows, "rejected": f"{len(found.rejected):,}"}))

@@ -36,6 +36,7 @@ __all__ = ["Rejected", "form_of", "iterate_corpus", "open_corpus", "write_corpus
 
 CUT_FILES = ("cuts.jsonl.gz", "cuts.jsonl")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+NO_RECORDINGS = "{}: has no recordings; accepted are wav, flac, mp3, ogg and opus files and manifests of them"
 
 
 def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
@@ -61,9 +62,7 @@ def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
             "`isogloss corpus audit` leaves them out and writes a corpus of the rest)"
         )
     if not good:
-        raise DataError(
-            f"{printable(path)}: has no recordings; accepted are wav, flac, mp3, ogg and opus files and manifests of them"
-        )
+        raise DataError(NO_RECORDINGS.format(printable(path)))
     return CutSet(good)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lhotse import MonoCut
 
 from isogloss.core.languages import UNDETERMINED, nearest_languages, normalize_language
+from isogloss.core.wording import counted
 from isogloss.data._paths import PathLike, printable
 
 
@@ -35,10 +36,13 @@ def language_faults(cuts: Iterable[MonoCut], folder: PathLike | None = None) -> 
     faults = []
     for code, count in sorted(codes.items()):
         faults.append(
-            (code, f"is the language of {_utterances(count)}, but no registry knows it{nearest_languages(code)}")
+            (
+                code,
+                f"is the language of {counted(count, 'utterance')}, but no registry knows it{nearest_languages(code)}",
+            )
         )
     for name, count in sorted(folders.items()):
-        held = f"the {_utterances(count)} in it have" if count > 1 else "the utterance in it has"
+        held = f"the {counted(count, 'utterance')} in it have" if count > 1 else "the utterance in it has"
         faults.append(
             (
                 printable(name),
@@ -46,10 +50,6 @@ def language_faults(cuts: Iterable[MonoCut], folder: PathLike | None = None) -> 
             )
         )
     return faults
-
-
-def _utterances(count: int) -> str:
-    return f"{count:,} utterance{'s' if count > 1 else ''}"
 
 
 def _first_level(cut: MonoCut, root: Path) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from isogloss.core.errors import DataError
 from isogloss.core.lookup import nearest
+from isogloss.core.wording import counted
 from isogloss.data.corpora._apt import Apt, Package
 from isogloss.data.corpora._deb import unpack
 from isogloss.data.corpora._decode import SAMPLE_RATE, UnusableRecordingError, decode, digest, write_flac
@@ -54,9 +55,11 @@ class Plan:
     def describe(self) -> str:
         """Say in one sentence what will be fetched."""
         if self.download_megabytes == 0:
-            return f"{len(self.packages)} Debian packages ({self.megabytes:.0f} MB), all in the cache already"
+            return (
+                f"{counted(len(self.packages), 'Debian package')} ({self.megabytes:.0f} MB), all in the cache already"
+            )
         return (
-            f"{len(self.packages)} Debian packages, {self.megabytes:.0f} MB, "
+            f"{counted(len(self.packages), 'Debian package')}, {self.megabytes:.0f} MB, "
             f"of which {self.download_megabytes:.0f} MB are to be downloaded"
         )
 
