@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from isogloss.cli._show import print_table
 from isogloss.core.errors import DataError
 from isogloss.evaluation.bootstrap import Estimate
 from isogloss.evaluation.tables import (
@@ -89,6 +91,30 @@ def test_every_table_shows_interval_direction_labels_and_caveats() -> None:
     assert [row["value"] for row in rows] == ["0.1234", "0.5"]
     assert rows[1]["low"] == ""
     assert rows[0]["seeds"] == "[0, 1]"
+
+
+def test_a_narrow_terminal_folds_words_and_cuts_nothing() -> None:
+    console = Console(width=80, file=io.StringIO())
+    long = [
+        replace(record, system="a-system-of-a-long-name", task="language, linear, held-out speaker")
+        for record in records()
+    ]
+    console.print(to_rich(long))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert "12.3 [11.0, 13.7]" in shown
+    assert "50.0 [no interval]" in shown
+
+
+def test_where_no_one_looks_tables_are_wide(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(to_rich([replace(record, task="language, linear, held-out speaker") for record in records()]))
+    assert any(
+        "language, linear, held-out speaker" in line and "40 utterances" in line
+        for line in capsys.readouterr().out.splitlines()
+    )
 
 
 def test_tables_of_nothing_are_empty() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Step = Callable[[float, float | None], None]
@@ -65,11 +66,16 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_table(table: Table) -> None:
-    """Print a rich table."""
+def to_people() -> Console:
+    """Return the console on standard output: as wide as the terminal, and wide where no one looks, so that no file has cut tables."""
     from rich.console import Console
 
-    Console().print(table)
+    return Console(width=None if Console().is_terminal else 200)
+
+
+def print_table(table: Table) -> None:
+    """Print a rich table."""
+    to_people().print(table)
 
 
 def counts_table(title: str, rows: Mapping[str, str]) -> Table:

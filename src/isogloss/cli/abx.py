@@ -69,10 +69,9 @@ def abx(
     Every source is scored on the same tokens, and compared with the first one. Intervals resample speakers; with fewer than
     five of them they leave out utterances in turn, and say so.
     """
-    from rich.console import Console
 
     from isogloss.cli._names import short_name
-    from isogloss.cli._show import progress_bar, stages
+    from isogloss.cli._show import progress_bar, stages, to_people
     from isogloss.core.rng import derive_seed
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.abx_records import measure_abx
@@ -105,7 +104,7 @@ def abx(
             notes=told,
             tell=tell,
         )
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
     console.print(to_rich(records))
     for line in (told, *(f"not measured: {problem}" for problem in problems)):
         console.print(line, highlight=False, markup=False)

@@ -37,12 +37,13 @@ def benchmark(
     from isogloss.benchmark.prepare import BedSizes, prepare_bed, with_languages
     from isogloss.benchmark.suite import claim_folder, load_suite, run_system, watched_metrics
     from isogloss.benchmark.suite_report import comparison, write_suite
+    from isogloss.cli._show import to_people
     from isogloss.core.errors import ConfigError
     from isogloss.core.lookup import nearest
     from isogloss.data.inputs import open_corpus
 
     check_folder(out)
-    console = Console()
+    console = to_people()
     chosen = load_suite(suite)
     if budget not in chosen.budgets:
         raise ConfigError(f"the suite has no budget `{budget}`; {nearest(budget, list(chosen.budgets))}")
@@ -84,7 +85,7 @@ def benchmark(
     header, rows = comparison(results)
     table = Table(title=f"{minutes:g} minutes of speech each, voices held out")
     for index, head in enumerate(header):
-        table.add_column(head, justify="left" if index == 0 else "right")
+        table.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

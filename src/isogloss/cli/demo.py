@@ -42,22 +42,22 @@ def demo(
 ) -> None:
     """Obtain speech, audit it, pretrain by two objectives, measure both beside log-mel and their untrained selves, report.
 
-    An interrupted demo goes on where it stopped. It downloads at most about 250 MB, and says so before.
+    An interrupted demo goes on where it stopped. It downloads at most about 220 MB, and says so before.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from isogloss.benchmark.demo import run_demo
     from isogloss.benchmark.demo_report import findings, result_table, write_report
+    from isogloss.cli._show import to_people
 
     check_folder(out)
-    console = Console()
+    console = to_people()
     result = run_demo(out, size=size.value, speech=speech.value, seed=seed, console=console)
     path = write_report(result)
     header, rows = result_table(result)
     table = Table(title="synthesised speech" if result.synthetic else "real recordings, voices held out")
     for index, head in enumerate(header):
-        table.add_column(head, justify="left" if index == 0 else "right")
+        table.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row, style="bold" if row[0] in result.runs else None)
     console.print(table)

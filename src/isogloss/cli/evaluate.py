@@ -55,8 +55,8 @@ def evaluate(
 
     Intervals resample speakers where the reference has a `speaker` field (five or more of them), else utterances.
     """
-    from rich.console import Console
 
+    from isogloss.cli._show import to_people
     from isogloss.evaluation.scoring import read_rows, score_files
     from isogloss.evaluation.tables import to_rich, write_results
 
@@ -73,7 +73,7 @@ def evaluate(
         level=level,
         seed=seed,
     )
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
     console.print(to_rich(records))
     if out is not None:
         write_results(out, records, append=True)

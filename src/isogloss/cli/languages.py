@@ -349,11 +349,11 @@ def forgetting(
 
 
 def _finish(page: LanguagePage, out: Path | None, name: str) -> None:
-    from rich.console import Console
 
+    from isogloss.cli._show import to_people
     from isogloss.evaluation.tables import to_rich
 
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
     console.print(to_rich(page.records, title=page.title))
     for note in (page.lead, *page.notes):
         console.print(note, highlight=False, markup=False)

@@ -34,10 +34,9 @@ def predict(
 ) -> None:
     """Let a fine-tuned model transcribe or classify a corpus; labelled utterances are scored, speakers resampled."""
     import torch
-    from rich.console import Console
 
     from isogloss.cli._names import short_name
-    from isogloss.cli._show import progress_bar
+    from isogloss.cli._show import progress_bar, to_people
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
     from isogloss.evaluation.identification import Calibration, domain_gap
@@ -53,7 +52,7 @@ def predict(
     _refuse_heard(data, corpora, heard)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, task = encoder.to(device), task.to(device)
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
 
     def run(path: Path, cuts: list[Any]) -> TaskResult:
         with progress_bar(f"running {task.config.name} on {short_name(path)}") as progress:

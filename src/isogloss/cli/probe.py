@@ -10,7 +10,7 @@ import typer
 
 from isogloss.cli._names import short_name
 from isogloss.cli._out import check_file
-from isogloss.cli._show import progress_bar
+from isogloss.cli._show import progress_bar, to_people
 from isogloss.cli._sources import ForLanguage, check_sources, feature_sources, open_models, rivals
 
 if TYPE_CHECKING:
@@ -239,7 +239,6 @@ def _few_shot(
     out: Path | None,
 ) -> None:
     """Measure the curves of all systems, compare the first with the others, and draw them."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -275,10 +274,10 @@ def _few_shot(
     header, cells = few_shot_table(curves)
     table = Table(title=f"{dataset}: labelled utterances per language, {held_out}s held out")
     for index, head in enumerate(header):
-        table.add_column(head, justify="left" if index == 0 else "right")
+        table.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
     for row in cells:
         table.add_row(*map(escape, row))
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
     console.print(table)
     first, layers = rows[0], ", ".join(str(curve.layer) for curve in curves)
     console.print(
@@ -353,11 +352,10 @@ def _rivals(model: Path | None, against: str | None) -> list[str]:
 
 
 def _finish(rows: Sequence[ResultRecord], out: Path | None, told: str) -> None:
-    from rich.console import Console
 
     from isogloss.evaluation.tables import to_rich, write_results
 
-    console = Console(width=None if Console().is_terminal else 200)
+    console = to_people()
     console.print(to_rich(rows))
     if told:
         console.print(told, highlight=False, markup=False)

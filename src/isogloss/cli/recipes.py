@@ -13,9 +13,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 @app.command("list")
 def list_recipes() -> None:
     """Show the recipes that come with isogloss, with the first line of each."""
-    from rich.console import Console
     from rich.table import Table
 
+    from isogloss.cli._show import print_table
     from isogloss.training.recipe import RECIPES, shipped_recipes
 
     table = Table(box=None, pad_edge=False)
@@ -24,7 +24,7 @@ def list_recipes() -> None:
     for path in shipped_recipes():
         first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
         table.add_row(str(path.relative_to(RECIPES).with_suffix("")), first)
-    Console().print(table)
+    print_table(table)
 
 
 @app.command("copy")
@@ -60,11 +60,11 @@ def check_recipes(
 
     Recipes that start from a model need not name it: what the model decides is not checked then.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from isogloss.cli._recipe_check import check_recipe
+    from isogloss.cli._show import print_table
     from isogloss.core.errors import ConfigError, IsoglossError
     from isogloss.training.recipe import RECIPES, shipped_recipes
 
@@ -83,6 +83,6 @@ def check_recipes(
             continue
         sizes = ("" if size is None else f"{size / 1e6:.2f}" for size in (checked.encoder, checked.objective))
         table.add_row(shown, *sizes, checked.seconds_per_update, checked.length, escape(checked.verdict))
-    Console().print(table)
+    print_table(table)
     if faults:
         raise ConfigError(f"{len(faults)} of the recipes cannot be used; first: {faults[0]}")

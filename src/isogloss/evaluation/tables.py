@@ -268,7 +268,9 @@ def to_rich(records: Sequence[ResultRecord], title: str = "") -> Any:
     table = rows(records)
     shown = Table(title=title or None, caption=escape("\n".join(footnotes(records))) or None, caption_justify="left")
     for head in table[0] if table else ():
-        shown.add_column(escape(head), justify="right" if head.startswith("value") else "left")
+        # Where the terminal is narrow, words are folded, and figures never cut.
+        is_figure = head.startswith("value")
+        shown.add_column(escape(head), justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure)
     for row in table:
         shown.add_row(*(escape(cell) for cell in row.values()))
     return shown
