@@ -135,6 +135,21 @@ def test_segments_of_a_video_share_their_speaker_and_withdrawn_codes_are_replace
     assert len(train) == len(dev) == 8
 
 
+@pytest.mark.parametrize("name", ["fleurs", "common-voice", "adi17"])
+def test_the_form_of_another_corpus_is_not_voxlingua107(name: str, tmp_path: Path) -> None:
+    LAYOUTS[name](tmp_path / "down")
+    with pytest.raises(DataError, match=f"not the form of VoxLingua107.*try `isogloss corpus import {name}`"):
+        import_corpus("voxlingua107", tmp_path / "down", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_below_a_language_are_not_merged(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        tone(tmp_path / "down" / "af" / part / "x.wav", "a", 0)
+    with pytest.raises(DataError, match=r"must lie in a folder named after its language"):
+        import_corpus("voxlingua107", tmp_path / "down", tmp_path / "out")
+
+
 def test_dialects_come_from_folders_and_from_lists(tmp_path: Path) -> None:
     import_corpus("adi17", adi17(tmp_path / "down"), tmp_path / "out")
     for part in ("train", "dev", "test"):

@@ -145,11 +145,23 @@ def _voxlingua107(folder: Path) -> Parts:
     """`LANGUAGE/VIDEO__U__S….wav`, and the same below `dev/`; a segment's video stands for its speaker."""
     train = folder / "train" if (folder / "train").is_dir() else folder
     dev = folder / "dev"
+    if other := _other_form(folder):
+        raise DataError(
+            f"{printable(folder)}: has {other[1]}, and not the form of VoxLingua107 (`LANGUAGE/VIDEO__U__S….wav`); try "
+            f"`isogloss corpus import {other[0]}`"
+        )
 
     def rows(place: Path) -> Iterator[Row]:
         for row in rows_of_folder(place):
             if place != dev and dev in row.path.parents:
                 continue
+            # Deeper folders may be parts: read as one they would put the test into the training.
+            if row.path.parent.parent != place:
+                raise DataError(
+                    f"{printable(row.path)}: must lie in a folder named after its language in {printable(place)}, as VoxLingua107's "
+                    "recordings do (`LANGUAGE/VIDEO__U__S….wav`); give the folder of its languages, or another importer "
+                    f"({', '.join(READERS)})"
+                )
             video = _VIDEO.match(row.path.name)
             row.speaker = f"video-{video[1]}" if video is not None else None
             row.custom = {"speech_type": "web video", "license": "CC-BY-4.0"}
@@ -157,6 +169,18 @@ def _voxlingua107(folder: Path) -> Parts:
                 yield row
 
     return {"train": rows(train), "dev": rows(dev)} if dev.is_dir() else {"train": rows(train)}
+
+
+def _other_form(folder: Path) -> tuple[str, str] | None:
+    """Return the importer of a folder that has the marks of another corpus than VoxLingua107, and the mark."""
+    near = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
+    for place in (*near, *(inner for p in near[1:] for inner in sorted(p.iterdir()) if inner.is_dir())):
+        table = next((f"{part}.tsv" for part in _PARTS if (place / f"{part}.tsv").is_file()), None)
+        if table is not None:
+            return "common-voice" if (place / "clips").is_dir() else "fleurs", f"`{printable(place / table)}`"
+        if place.parent.name in _PARTS and place.name in _COUNTRIES:
+            return "adi17", f"`{printable(place)}`"
+    return None
 
 
 def _adi17(folder: Path) -> Parts:
