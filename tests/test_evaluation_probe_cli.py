@@ -178,6 +178,36 @@ def test_quick_probe_is_a_dictionary_of_figures(corpus: Path) -> None:
     assert set(quick_probe(encoder, cuts)) == {"probe/seconds"}
 
 
+def test_learned_layer_weights_from_the_command_line(corpus: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    arguments = [
+        "phones",
+        "--from",
+        str(model),
+        "--data",
+        str(corpus),
+        "--against",
+        "mfcc",
+        "--out",
+        str(out),
+        "--weighted",
+    ]
+    result = CliRunner().invoke(probe_cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "layer weights of tiny: 0: 0." in result.output
+    records = {record.system: record for record in read_results(out)}
+    assert set(records) == {"tiny", "mfcc", "tiny − mfcc", "tiny, weighted layers", "tiny, weighted layers − tiny"}
+    mixture = records["tiny, weighted layers"]
+    assert mixture.meta["layer"] == "weighted"
+    assert sum(mixture.meta["weights"].values()) == pytest.approx(1.0)
+    assert mixture.value > 0.6
+    for wrong in (["--against", "mfcc"], ["--from", str(model), "--layer", "1"]):
+        with pytest.raises(ConfigError, match="`--weighted` weighs layers"):
+            CliRunner().invoke(
+                probe_cli.app, ["phones", "--data", str(corpus), "--weighted", *wrong], catch_exceptions=False
+            )
+
+
 def test_phones_from_the_command_line(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     arguments = [

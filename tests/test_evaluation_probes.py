@@ -11,7 +11,7 @@ import torch
 from lhotse import MonoCut, SupervisionSegment
 from scipy.special import log_softmax
 
-from isogloss.core.errors import DataError
+from isogloss.core.errors import ConfigError, DataError
 from isogloss.evaluation.labels import (
     UNKNOWN,
     UNLABELLED,
@@ -24,6 +24,8 @@ from isogloss.evaluation.labels import (
 from isogloss.evaluation.layer_weights import fit_layer_mixture
 from isogloss.evaluation.linear import fit_path
 from isogloss.evaluation.probes import ProbeSplits, best_on_dev, gather_frames, probe_phones, speaker_of
+from isogloss.evaluation.spectral import SpectralSource
+from isogloss.evaluation.weighted_probe import probe_weighted
 from planted import PHONES, PlantedSource, make_cut, planted_splits, random_cuts
 
 
@@ -188,6 +190,22 @@ def test_learned_layer_weights_find_the_planted_layer() -> None:
     assert mixture.weights_L.argmax() == 2
     assert mixture.weights_L[2] > 0.7
     assert (mixture.predict(values) == labels.numpy()).mean() > 0.95
+
+
+def test_a_weighted_probe_is_the_one_of_the_layer_that_it_chose(splits: ProbeSplits) -> None:
+    """Layer 1 of the planted source has the phones: the mixture takes it, and is about as good on the same test frames."""
+    source = PlantedSource()
+    best = best_on_dev(probe_phones(source, splits))
+    found = probe_weighted(source, splits)
+    assert sum(found.weights.values()) == pytest.approx(1.0)
+    assert max(found.weights, key=found.weights.__getitem__) == best.layer
+    assert list(found.weights) == list(source.layers)
+    assert found.probe.accuracy > best.accuracy - 0.05
+    assert found.probe.source == f"{source.name}, weighted layers"
+    assert np.array_equal(found.probe.total_B, best.total_B)
+    assert f"{best.layer}: 0." in found.told
+    with pytest.raises(ConfigError, match="one layer only"):
+        probe_weighted(SpectralSource("mfcc"), splits)
 
 
 def test_recordings_are_not_called_speakers(splits: ProbeSplits) -> None:

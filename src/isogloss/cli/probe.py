@@ -49,36 +49,53 @@ def phones(
     labels: Labels = "auto",
     language: Language = None,
     for_language: ForLanguage = None,
+    weighted: Annotated[
+        bool,
+        typer.Option("--weighted", help="also a mixture of all layers with learned weights, beside the best layer"),
+    ] = False,
     hours: Hours = 2.0,
     seed: Seed = 0,
     cache: Cache = None,
     out: Out = None,
 ) -> None:
     """Frame-wise linear phone classification; layer and weight decay are chosen on a development split."""
-    from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records
+    from isogloss.core.errors import ConfigError
+    from isogloss.evaluation.probe_records import difference_record, phone_counts, phone_records, weighted_records
     from isogloss.evaluation.probes import SearchBudget, best_on_dev, probe_phones
+    from isogloss.evaluation.weighted_probe import probe_weighted
 
     check_file(out)
     models, others = [] if model is None else [model], _rivals(model, against)
     check_sources(models, others, layers=layer is not None, language=for_language)
+    if weighted and (model is None or (layer is not None and len(set(layer)) < 2)):
+        raise ConfigError(
+            "`--weighted` weighs layers of a model: give one with `--from`, and at least two layers or no `--layer`"
+        )
     opened = open_models(models, for_language)
     splits, synthetic, told = _phone_splits(data, language, labels, split, hours, seed, cache)
     told = _joined(told, *(own.note for own in opened))
     everything = [*splits.train, *splits.dev, *splits.test]
-    probed = []
+    probed, mixed, shares = [], [], []
     for source in feature_sources(opened, others, everything, layers=layer, seed=seed, cache=cache):
         with progress_bar(f"probing {source.name}") as progress:
             results = probe_phones(source, splits, budget=SearchBudget(seed=seed), progress=progress)
         best = best_on_dev(results)
         records = phone_records(results, best, dataset=short_name(data), synthetic_speech=synthetic, notes=told)
         probed.append((best, records))
+        if weighted and len(source.layers) > 1:
+            with progress_bar(f"weighing the layers of {source.name}"):
+                found = probe_weighted(source, splits, budget=SearchBudget(seed=seed))
+            own = weighted_records(found, dataset=short_name(data), synthetic_speech=synthetic, notes=told)
+            counts = phone_counts(found.probe), phone_counts(best)
+            mixed += [*own, difference_record(own[0], records[0], counts, best.speakers)]
+            shares.append(f"layer weights of {source.name}: {found.told}")
     rows = [record for _, records in probed for record in records]
     rows += [
         difference_record(probed[0][1][0], records[0], (phone_counts(probed[0][0]), phone_counts(best)), best.speakers)
         for best, records in probed[1:]
         if model is not None
     ]
-    _finish(rows, out, told)
+    _finish([*rows, *mixed], out, _joined(told, *shares))
 
 
 @app.command()

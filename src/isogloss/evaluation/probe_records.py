@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from isogloss.evaluation.lid import LidResult
 from isogloss.evaluation.metrics import accuracy_counts, f1_counts, macro_f1, per_utterance_counts, ratio
 from isogloss.evaluation.probes import PhoneProbe
 from isogloss.evaluation.tables import Labels, ResultRecord
+from isogloss.evaluation.weighted_probe import WeightedProbe
 
 
 def phone_records(
@@ -50,6 +51,15 @@ def phone_records(
             meta=meta,
         )
     ]
+
+
+def weighted_records(
+    found: WeightedProbe, *, dataset: str, synthetic_speech: bool = False, notes: str = ""
+) -> list[ResultRecord]:
+    """Return the record of a mixture of layers; its `meta` has the weight of each."""
+    probe = found.probe
+    records = phone_records([probe], probe, dataset=dataset, synthetic_speech=synthetic_speech, notes=notes)
+    return [replace(r, meta={**r.meta, "layer": "weighted", "layers": {}, "weights": found.weights}) for r in records]
 
 
 def phone_counts(probe: PhoneProbe) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from isogloss.core.errors import DataError
 from isogloss.core.rng import generator
 from isogloss.evaluation.features import FeatureSource, Progress, frame_centers
 from isogloss.evaluation.labels import UNKNOWN, Inventory, alignment_kind, frame_labels, phone_sequence
-from isogloss.evaluation.linear import LinearClassifier, fit_path
+from isogloss.evaluation.linear import fit_path
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +53,24 @@ class SearchBudget:
     max_dev_frames: int = 40_000
     keep_silence: bool = False
     seed: int = 0
+
+
+class FrameClassifier(Protocol):
+    """What tells the phone of a frame, however it was fitted."""
+
+    @property
+    def weight_decay(self) -> float:
+        """What it was fitted with."""
+        ...
+
+    @property
+    def is_converged(self) -> bool:
+        """Whether fitting came to its end."""
+        ...
+
+    def predict(self, values_ND: torch.Tensor) -> Array:
+        """Return the most probable class of each row."""
+        ...
 
 
 @dataclass
@@ -111,7 +129,7 @@ def probe_phones(
         dev_accuracies = [float((model.predict(dev_ND) == dev_N.numpy()).mean()) for model in models]
         chosen = int(np.argmax(dev_accuracies))
         results.append(
-            _test(source, splits, layer, inventory, models[chosen], dev_accuracies[chosen], len(train_N), budget)
+            score_probe(source, splits, layer, inventory, models[chosen], dev_accuracies[chosen], len(train_N), budget)
         )
         if progress is not None:
             progress(number + 1, len(layers))
@@ -158,16 +176,17 @@ def gather_frames(
     return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(np.concatenate(labels)[keep_N])
 
 
-def _test(
+def score_probe(
     source: FeatureSource,
     splits: ProbeSplits,
     layer: int,
     inventory: Inventory,
-    model: LinearClassifier,
+    model: FrameClassifier,
     dev_accuracy: float,
     num_train_frames: int,
     budget: SearchBudget,
 ) -> PhoneProbe:
+    """Return a fitted classifier's figures on the test split."""
     correct, total = [], []
     hits_C = np.zeros(len(inventory))
     counts_C = np.zeros(len(inventory))
