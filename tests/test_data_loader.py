@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,19 @@ def test_two_resumes_within_one_epoch(corpus: CorpusIndex, uninterrupted: list[U
 def test_iterating_again_goes_on_after_what_was_taken(corpus: CorpusIndex, uninterrupted: list[Update]) -> None:
     loader = SpeechLoader(corpus, settings(num_workers=1), seed=4)
     assert summary(take(loader, 3) + take(loader, 3)) == summary(uninterrupted[:6])
+
+
+def test_no_more_processes_decode_than_there_are_cpus(
+    corpus: CorpusIndex, uninterrupted: list[Update], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(sys, "platform", "linux")
+    asked = settings(num_workers=3_000)
+    assert asked.warnings() == ["`data.num_workers` is 3000, more than the CPUs that can be used (1); so many decode"]
+    assert settings(num_workers=1).warnings() == settings(num_workers=0).warnings() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch would warn of 3000
+        assert summary(take(SpeechLoader(corpus, asked, seed=4), 5)) == summary(uninterrupted[:5])
 
 
 def test_spawned_workers_read_the_same(corpus: CorpusIndex, uninterrupted: list[Update]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isogloss.cli._run import ResumeChoice, energy_record, quoted
+from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
 
 app = typer.Typer(add_completion=False)
 
@@ -59,6 +59,7 @@ def finetune(
         typer.echo(to_toml(resolved.model_dump(mode="json")))
         return
     is_main = launched_rank() == 0
+    say_warnings(resolved.data.warnings(), is_main)
     with energy_record(out, is_main):
         result = train(resolved, out, resume=resume.value, allow_data_change=allow_data_change)
     if is_main:

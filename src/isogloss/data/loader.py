@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,11 +48,28 @@ class DataConfig(SamplingConfig):
     units: str | None = None
     group_by: Literal["auto", "none", "speaker", "language"] = "auto"
 
+    @property
+    def workers(self) -> int:
+        """How many processes decode: `num_workers`, at most one for each CPU that this process may use."""
+        return min(self.num_workers, _num_cpus())
+
+    def warnings(self) -> list[str]:
+        """Return what this machine changes of the settings."""
+        if self.workers == self.num_workers:
+            return []
+        return [
+            f"`data.num_workers` is {self.num_workers}, more than the CPUs that can be used ({self.workers}); so many decode"
+        ]
+
     def grouping(self, wanted: Grouping | None) -> Grouping | None:
         """Return the grouping to use where the objective wants this one."""
         if self.group_by == "auto":
             return wanted
         return None if self.group_by == "none" else self.group_by
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -158,12 +177,12 @@ class SpeechLoader:
 
     def _torch_loader(self, planner: Planner) -> DataLoader[LoadedBin]:
         settings = self._settings
-        has_workers = settings.num_workers > 0
+        has_workers = settings.workers > 0
         return DataLoader(
             self._dataset,
             sampler=_Tasks(planner, self._rank, self._world_size),
             batch_size=None,
-            num_workers=settings.num_workers,
+            num_workers=settings.workers,
             prefetch_factor=settings.prefetch if has_workers else None,
             timeout=settings.timeout_seconds if has_workers else 0,
             multiprocessing_context=settings.start_method if has_workers else None,

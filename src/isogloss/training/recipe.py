@@ -85,12 +85,13 @@ class Recipe(Config):
     def warnings(self) -> list[str]:
         """Return what is allowed and usually unwise."""
         published, own = self.published_seconds_per_update, self.data.seconds_per_update
+        found = self.data.warnings()
         if published is not None and own < published:
-            return [
+            found.append(
                 f"`data.seconds_per_update` is {own:g}, below the published {published:g} ({published / own:.0f} times less): "
                 "small batches can collapse; raise it (memory does not grow with it, only time), or train longer at a lower rate"
-            ]
-        return []
+            )
+        return found
 
 
 # A change of these does not change what a run computes, so a resumed run may have it.
