@@ -228,6 +228,19 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     assert gap.low <= gap.value <= gap.high
     assert all(abs(sum(np.exp(list(row["scores"].values()))) - 1) < 1e-4 for row in said)
     assert all(row["text"] == max(row["scores"], key=row["scores"].get) for row in said)
+    assert "was trained on" not in shown.stderr
+    assert not any("trained" in record.notes for record in read_results(results))
+    # What the model was trained on tests nothing and calibrates nothing, and the results say so.
+    for corpora, note in (
+        (["--data", str(train_corpus)], "run was trained on this corpus"),
+        (["--data", str(test), "--dev", str(train_corpus)], "temperature and threshold are from"),
+    ):
+        again_results = tmp_path / f"{len(corpora)}.jsonl"
+        arguments = ["--model", str(model), *corpora, "--results", str(again_results)]
+        told = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert told.exit_code == 0
+        assert f"warning: {train_corpus}: run was trained on this corpus" in told.stderr
+        assert all(note in record.notes for record in read_results(again_results))
 
 
 def test_classes_are_of_the_corpus_and_what_they_leave_out_is_told(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def predict(
     import torch
 
     from isogloss.cli._names import short_name
+    from isogloss.cli._run import say_warnings
     from isogloss.cli._show import progress_bar, to_people
     from isogloss.core.errors import ConfigError
     from isogloss.data.inputs import open_corpus
@@ -50,6 +51,12 @@ def predict(
     corpora = [list(open_corpus(path, language=language)) for path in data]
     heard = [] if dev is None else list(open_corpus(dev, language=language))
     _refuse_heard(data, corpora, heard)
+    told = {
+        path: f"{short_name(model)} was trained on this corpus"
+        for path in _trained_on(model, [*data, *filter(None, [dev])])
+    }
+    say_warnings((f"{path}: {note}, so its figures say nothing of other speech" for path, note in told.items()), True)
+    fitted = f"temperature and threshold are from {dev}, on which the model was trained" if dev in told else ""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, task = encoder.to(device), task.to(device)
     console = to_people()
@@ -75,7 +82,10 @@ def predict(
             write_predictions(place, result)
             console.print(f"predictions: {place}", highlight=False, markup=False)
         if any(result.references):
-            rows = task_records(task, result, cuts, system=system, dataset=dataset, calibration=calibration)
+            notes = "; ".join(filter(None, (told.get(path), fitted)))
+            rows = task_records(
+                task, result, cuts, system=system, dataset=dataset, calibration=calibration, notes=notes
+            )
             console.print(to_rich(rows))
             if task.classes:
                 scored.append((dataset, scored_of(result)))
@@ -119,6 +129,25 @@ def _dataset_names(paths: list[Path]) -> list[str]:
             f"`--data {twice[0]}` and another corpus have the same name; give each once, or link them to other names"
         )
     return names
+
+
+def _trained_on(model: Path, corpora: list[Path]) -> list[Path]:
+    """Return the corpora that are, recording for recording, the one that the model was trained on last."""
+    from isogloss.core.errors import IsoglossError
+    from isogloss.data.index import CorpusIndex
+    from isogloss.hub.save import DESCRIPTION, read_extra
+
+    provenance = read_extra(model).get("provenance") if (model / DESCRIPTION).is_file() else None
+    known = provenance.get("manifest_sha256") if isinstance(provenance, dict) else None
+    found = []
+    for path in corpora if known else ():
+        try:
+            is_same = CorpusIndex.open(path).manifest == known
+        except IsoglossError:
+            continue  # what no run can train on was not trained on
+        if is_same:
+            found.append(path)
+    return found
 
 
 def _refuse_heard(paths: list[Path], corpora: list[list[Any]], heard: list[Any]) -> None:
