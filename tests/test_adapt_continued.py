@@ -152,6 +152,12 @@ def test_adapting_trains_stops_reports_and_resumes(model: Path, target: Path, ot
         assert ("after − before", place, "masked_accuracy_difference") in found
     assert ("after", "target held out", "code_perplexity") in found
     assert {record.labels for record in result.records if record.task == "codes"} == {""}
+    heard = next(r for r in result.records if r.task == "masked prediction" and r.dataset == "target held out")
+    rows = {record.num_units for record in result.records if record.task == "codes"}
+    assert heard.unit == "utterance"
+    assert rows == {heard.num_units}
+    kinds = {(r.metric, r.labels) for r in result.records if r.task == "quick probe"}
+    assert kinds <= {("language_accuracy", "gold"), ("phone_accuracy", "")}
     compared = 1 + len(fakes.read_log(run, "probe"))
     for record in result.records:
         assert record.search_budget == (1 if record.system == "before" else compared)

@@ -93,6 +93,11 @@ def test_every_table_shows_interval_direction_labels_and_caveats() -> None:
     assert rows[0]["seeds"] == "[0, 1]"
 
 
+def test_a_figure_over_nobody_knows_how_many_is_not_over_none() -> None:
+    record = replace(records()[1], num_units=0, labels="")
+    assert "| 50.0 [no interval] |  |" in to_markdown([record])
+
+
 def test_a_narrow_terminal_folds_words_and_cuts_nothing() -> None:
     console = Console(width=80, file=io.StringIO())
     long = [

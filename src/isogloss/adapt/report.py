@@ -54,13 +54,20 @@ def adaptation_records(
         # Nothing was chosen on it.
         own = replace(choice, chosen_on=frozenset())
         records += masked_records(before.source, after.source, dataset="source", seed=seed, choice=own, notes=more)
-    for task, dataset, old, new, notes in (
-        ("codes", "target held out", perplexities(before.means), perplexities(after.means), more),
-        ("quick probe", "probe", before.probe, after.probe, [probe_note]),
+    for task, dataset, old, new, count, notes in (
+        ("codes", "target held out", perplexities(before.means), perplexities(after.means), len(after.target), more),
+        ("quick probe", "probe", before.probe, after.probe, 0, [probe_note]),
     ):
         told = "; ".join([choice.told(), *filter(None, notes)])
         records += plain_records(
-            old, new, task=task, dataset=dataset, seed=seed, budget=choice.num_compared, notes=told
+            old,
+            new,
+            task=task,
+            dataset=dataset,
+            seed=seed,
+            budget=choice.num_compared,
+            notes=told,
+            num_utterances=count,
         )
     return records
 
@@ -150,8 +157,9 @@ def plain_records(
     seed: int,
     budget: int,
     notes: str,
+    num_utterances: int = 0,
 ) -> list[ResultRecord]:
-    """Return figures without intervals (perplexity, quick probes): what both have."""
+    """Return figures without intervals (perplexity, quick probes): what both have; of no number of utterances where it is not known."""
     return [
         ResultRecord(
             system=system,
@@ -163,7 +171,9 @@ def plain_records(
             high=math.nan,
             method="no interval",
             higher_is_better=True,
-            labels="gold" if task == "quick probe" else "",
+            # Languages are told by people; nothing tells who made the probe's phones, and codes have no reference.
+            labels="gold" if name == "language_accuracy" else "",
+            num_units=num_utterances,
             seeds=(seed,),
             search_budget=1 if system == SYSTEMS[0] else budget,
             notes=notes,

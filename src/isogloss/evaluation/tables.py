@@ -210,12 +210,18 @@ def rows(records: Iterable[ResultRecord]) -> list[dict[str, str]]:
                 "dataset": record.dataset,
                 "metric": f"{record.metric}{percent} {arrow}",
                 value: format_value(record),
-                "resampled": f"{record.num_units} {record.unit}{'' if record.num_units == 1 else 's'}"
-                + (" †" if record.caveat else ""),
+                "resampled": _counted(record) + (" †" if record.caveat else ""),
                 "labels": labels,
             }
         )
     return table
+
+
+def _counted(record: ResultRecord) -> str:
+    """Return "12 speakers"; nothing of a figure of which nobody counted what it is over."""
+    if not record.num_units:
+        return ""
+    return f"{record.num_units} {record.unit}{'' if record.num_units == 1 else 's'}"
 
 
 def footnotes(records: Iterable[ResultRecord]) -> list[str]:
