@@ -144,7 +144,7 @@ def test_options_that_would_do_nothing_are_refused_or_told(folder: Path, tmp_pat
     nothing = recipe_of(folder / "model", folder / "target", training={"updates": 0})
     speech_corpus(tmp_path / "one", [9000, 9000, 9000], languages="a")
     probed = adapt(nothing, tmp_path / "probed", probe_data=tmp_path / "one")
-    assert "the quick probe measured nothing on" in probed.summary["notes"][0]
+    assert "the quick probe measures nothing on" in probed.summary["notes"][0]
     assert not adapt(nothing, tmp_path / "default").summary["notes"]
 
 

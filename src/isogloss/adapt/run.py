@@ -25,6 +25,7 @@ from isogloss.adapt.report import Choice, adaptation_records
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError
 from isogloss.data.index import CorpusIndex
+from isogloss.evaluation.quick import NOTHING_MEASURED
 from isogloss.evaluation.tables import ResultRecord, write_results
 from isogloss.training.checkpoint import Checkpoints
 from isogloss.training.job import Job
@@ -34,8 +35,6 @@ from isogloss.training.preempt import stop_on_signals
 from isogloss.training.recipe import Recipe
 from isogloss.training.rundir import Resume
 from isogloss.training.schedule import learning_rate_scale
-
-NO_PROBE = "the quick probe measured nothing on {}: it needs phone alignments of three utterances, or two languages with two speakers each"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def adapt(
         heard = 0.0 if result is None else result.audio_seconds
         summary = _summary(recipe, job, mixture, judge, chosen, last, heard)
         summary["put_in"] = put_in(edits, own_edits)
-        summary["notes"] = [] if probe_data is None or after.probe else [NO_PROBE.format(probe_data)]
+        summary["notes"] = [] if probe_data is None or after.probe else [NOTHING_MEASURED.format(probe_data)]
         on_main(lambda: _write(run_dir, records, summary, before, after))
     return AdaptResult(run_dir / "model", chosen, last, records, summary)
 
