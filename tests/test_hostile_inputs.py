@@ -82,9 +82,12 @@ def test_lhotse_manifests(canary: Path, tmp_path: Path, case: str) -> None:
     LHOTSE[case](line)
     path = tmp_path / "cuts.jsonl"
     path.write_text(json.dumps(line) + "\n")
-    for use in (open_corpus, lambda p: list(iterate_corpus(p)), lambda p: CorpusIndex.build(p, tmp_path / "index")):
+    for use in (open_corpus, lambda p: CorpusIndex.build(p, tmp_path / "index")):
         with pytest.raises(DataError, match=r"cuts\.jsonl:1: "):
             use(path)
+    (item,) = iterate_corpus(path)
+    assert isinstance(item, Rejected)
+    assert item.told.startswith(f"{path}:1: ")
 
 
 def test_a_command_in_a_cut_object_is_not_run_either(canary: Path, tmp_path: Path) -> None:
@@ -123,8 +126,16 @@ def test_paths_of_other_manifests(canary: Path, tmp_path: Path, form: str, case:
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / form).write_text(content)
+    path = folder / form if form in ("nemo.json", "t.tsv") else folder
     with pytest.raises(DataError, match=reason):
-        list(iterate_corpus(folder / form if form in ("nemo.json", "t.tsv") else folder))
+        open_corpus(path)
+    if form.endswith(("json", "jsonl")):  # a line that stands for itself
+        (item,) = iterate_corpus(path)
+        assert isinstance(item, Rejected)
+        assert reason in item.reason
+    else:
+        with pytest.raises(DataError, match=reason):
+            list(iterate_corpus(path))
 
 
 def test_names_with_shell_words_are_names(canary: Path, tmp_path: Path) -> None:
