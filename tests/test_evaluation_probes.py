@@ -208,6 +208,20 @@ def test_a_weighted_probe_is_the_one_of_the_layer_that_it_chose(splits: ProbeSpl
         probe_weighted(SpectralSource("mfcc"), splits)
 
 
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 1), (1, 0)])
+def test_a_weighted_probe_does_not_depend_on_the_order_of_the_layers(
+    splits: ProbeSplits, order: tuple[int, ...]
+) -> None:
+    """The planted layer is first, last or in the middle; the same layers in another order are the same probe."""
+    source, ordered = PlantedSource(), PlantedSource()
+    source.layers, ordered.layers = order, tuple(sorted(order))
+    found, expected = probe_weighted(source, splits), probe_weighted(ordered, splits)
+    assert max(found.weights, key=found.weights.__getitem__) == 1
+    assert found.weights == expected.weights
+    assert found.told == expected.told
+    assert found.probe.accuracy == expected.probe.accuracy > 0.9
+
+
 def test_recordings_are_not_called_speakers(splits: ProbeSplits) -> None:
     for cut in (untold := random_cuts(4, 9, "untold")):
         cut.supervisions[0].speaker = None

@@ -41,10 +41,10 @@ def probe_weighted(source: FeatureSource, splits: ProbeSplits, *, budget: Search
     Raises `ConfigError` for a source with one layer, or with layers of several widths.
     """
     budget = budget or SearchBudget()
-    layers = tuple(source.layers)
+    layers = tuple(sorted(source.layers))  # `fit_layer_mixture` has this order too, however the user named them
     if len(layers) < 2:
         raise ConfigError(f"{source.name} has one layer only, which leaves nothing to weigh; take more with `--layer`")
-    side_by_side = _SideBySide(source)
+    side_by_side = _SideBySide(source, layers)
     inventory = Inventory.of(phone_sequence(cut, keep_silence=budget.keep_silence) for cut in splits.train)
     parts = [
         gather_frames(side_by_side, cuts, ALL_LAYERS, inventory, most, budget.keep_silence, budget.seed)
@@ -62,17 +62,17 @@ def probe_weighted(source: FeatureSource, splits: ProbeSplits, *, budget: Search
 
 
 class _SideBySide:
-    """A source whose one layer is all layers of another side by side, S×(L·D), so that frames are gathered as of any layer."""
+    """A source whose one layer is some layers of another side by side, S×(L·D), so that frames are gathered as of any layer."""
 
-    def __init__(self, source: FeatureSource) -> None:
-        self._source = source
+    def __init__(self, source: FeatureSource, mixed: tuple[int, ...]) -> None:
+        self._source, self._mixed = source, mixed
         self.name = f"{source.name}, weighted layers"
         self.frame_rate_hz, self.first_center_seconds = source.frame_rate_hz, source.first_center_seconds
         self.layers = (ALL_LAYERS,)
 
     def features(self, cut: Any) -> Mapping[int, npt.NDArray[Any]]:
         states = self._source.features(cut)
-        parts = [np.asarray(states[layer]) for layer in self._source.layers]
+        parts = [np.asarray(states[layer]) for layer in self._mixed]
         if len({part.shape for part in parts}) > 1:
             raise ConfigError(
                 f"the layers of {self._source.name} differ in width or rate, so they cannot be mixed; choose some that do not with "
