@@ -41,6 +41,33 @@ def test_check_counts_parameters_and_names_what_is_wrong(tmp_path: Path) -> None
         CliRunner().invoke(app, ["check", str(bad)], catch_exceptions=False)
 
 
+def test_overrides_without_names_leave_out_suites_and_say_so() -> None:
+    result = CliRunner().invoke(app, ["check", "--set", "training.log_every=3"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.exception
+    assert "not checked, because `--set` cannot change a suite of systems: benchmark/objectives\n" in result.stderr
+    assert "pretrain/hubert-small" in result.stdout
+    assert "benchmark/objectives" not in result.stdout
+    with pytest.raises(ConfigError, match="1 of the recipes cannot be used; first: .*cannot change a suite"):
+        CliRunner().invoke(
+            app, ["check", "benchmark/objectives", "--set", "training.log_every=3"], catch_exceptions=False
+        )
+
+
+def test_warnings_of_every_iteration_reach_the_verdict(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'extends = "wav2vec2-small"\npublished_seconds_per_update = 5600\n'
+        "[[iterations]]\ndata = { seconds_per_update = 70.0 }\n"
+        "[[iterations]]\ndata = { seconds_per_update = 80.0 }\n"
+        "[[iterations]]\ndata = { seconds_per_update = 5600.0 }\n",
+        encoding="utf-8",
+    )
+    verdict = check_recipe(own).verdict
+    assert verdict.count("`data.seconds_per_update` is 70, below the published 5600 (80 times less)") == 1
+    assert verdict.count("`data.seconds_per_update` is 80, below the published 5600 (70 times less)") == 1
+    assert verdict.count("below the published") == 2
+
+
 NAMES = [str(path.relative_to(RECIPES).with_suffix("")) for path in shipped_recipes()]
 
 

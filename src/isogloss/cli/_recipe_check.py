@@ -34,7 +34,7 @@ def check_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Checked:
 
     path = find_recipe(name)
     tree = recipe_tree(path)
-    if "budgets" in tree or "systems" in tree:
+    if _names_systems(tree):
         return _suite(path, overrides)
     if "method" in tree or "adapt" in tree:
         return _adaptation(path, overrides)
@@ -43,18 +43,31 @@ def check_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Checked:
     return _pretraining(path, overrides)
 
 
+def is_suite(name: str | Path) -> bool:
+    """Return whether a recipe is a suite of systems, which `--set` cannot change; one that cannot be read is a `ConfigError`."""
+    from isogloss.training.recipe import find_recipe, recipe_tree
+
+    return _names_systems(recipe_tree(find_recipe(name)))
+
+
+def _names_systems(tree: Mapping[str, Any]) -> bool:
+    return "budgets" in tree or "systems" in tree
+
+
 def _pretraining(path: Path, overrides: Sequence[str]) -> Checked:
     from isogloss.training.iterations import parse_iteration
     from isogloss.training.recipe import iteration_trees
     from isogloss.training.sizes import count_parameters
 
     trees = iteration_trees(path, overrides)
+    told: dict[str, None] = {}  # of all turns, each once
     for number, tree in enumerate(trees, 1):
         where = f"{path}: iteration {number}" if len(trees) > 1 else str(path)
         filled, notes = _without_model(tree, where)
         recipe = parse_iteration(filled, where).recipe
         encoder, objective = (None, None) if notes else count_parameters(recipe)
-    return _of_recipe(recipe, encoder, objective, [*recipe.warnings(), *notes])
+        told |= dict.fromkeys([*recipe.warnings(), *notes])
+    return _of_recipe(recipe, encoder, objective, list(told))
 
 
 def _adaptation(path: Path, overrides: Sequence[str]) -> Checked:

@@ -63,7 +63,7 @@ def check_recipes(
     from rich.markup import escape
     from rich.table import Table
 
-    from isogloss.cli._recipe_check import check_recipe
+    from isogloss.cli._recipe_check import check_recipe, is_suite
     from isogloss.cli._show import print_table
     from isogloss.core.errors import ConfigError, IsoglossError
     from isogloss.training.recipe import RECIPES, shipped_recipes
@@ -71,8 +71,14 @@ def check_recipes(
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "encoder (M)", "objective (M)", "seconds per update", "length", "verdict"):
         table.add_column(column, justify="right" if "(M)" in column else "left")
+    names = recipes or [str(path) for path in shipped_recipes()]
+    if overrides and not recipes:
+        suites = [name for name in names if is_suite(name)]
+        names = [name for name in names if name not in suites]
+        shown = ", ".join(str(Path(name).relative_to(RECIPES).with_suffix("")) for name in suites)
+        typer.echo(f"not checked, because `--set` cannot change a suite of systems: {shown}", err=True)
     faults = []
-    for name in recipes or [str(path) for path in shipped_recipes()]:
+    for name in names:
         shown = str(Path(name).relative_to(RECIPES)) if Path(name).is_relative_to(RECIPES) else name
         shown = shown.removesuffix(".toml")
         try:
