@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from data_helpers import make_cut
 from isogloss.core.errors import CheckpointError, ConfigError
 from isogloss.core.types import Packed
 from isogloss.encoders.presets import build_encoder
+from isogloss.evaluation.predictions import read_predictions
 from isogloss.evaluation.tables import read_results
+from isogloss.evaluation.tasks import TaskResult, write_predictions
 from isogloss.hub.save import save_model
 from isogloss.nn.pooling import Pool
 from isogloss.tasks.base import Task, build_task
 from isogloss.training.finetune import load_finetune
 from isogloss.training.loop import train
 from objective_cases import BATCH, WAVE, speech
+from planted import make_cut as planted_cut
 
 LABELS = {"symbols": ("a", "b", "c", "d")}
 ENCODER = WAVE.model_copy(update={"dropout": 0.1})
@@ -166,6 +170,27 @@ def test_from_a_model_to_figures(tmp_path: Path) -> None:
     assert continued.step == 1
     with pytest.raises(CheckpointError, match="fine-tune it first"):
         load_task(model)
+
+
+def test_what_normalises_to_nothing_is_no_reference(tmp_path: Path) -> None:
+    """`predict` and the reports by language count the same utterances, of what `predict` writes and of files with an empty one."""
+    task, _ = task_and_encoder()
+    cuts = [make_cut(f"u{i}", text=text) for i, text in enumerate(("AB", "!?", "", "cd"))]
+    references = [task.reference(cut) for cut in cuts]
+    assert references == ["ab", None, None, "cd"]
+    phones, _ = task_and_encoder(labels={"unit": "phones", "symbols": ("a",)})
+    silent = [planted_cut(name, [(symbol, 0.0, 0.5)]) for name, symbol in (("silent", "SIL"), ("spoken", "a"))]
+    assert [phones.reference(cut) for cut in silent] == [None, "a"]
+    for number, empty in enumerate((None, "")):
+        path = tmp_path / f"{number}.jsonl"
+        written = [reference or empty for reference in references]
+        ids, said = [cut.id for cut in cuts], ["ab", "x", "x", "c"]
+        result = TaskResult(ids, said, written, ["s"] * 4, [1.0] * 4, ["fr"] * 4, labels=["gold"] * 4)
+        result.synthetic = [False] * 4
+        write_predictions(path, result)
+        counts = read_predictions([path], "cer")["fr"]
+        assert counts.ids == ["u0", "u3"]
+        assert counts.labels == "gold"
 
 
 def test_a_model_is_needed() -> None:

@@ -31,14 +31,14 @@ class _Row:
 def read_predictions(paths: Sequence[Path | str], metric: ErrorMetric) -> dict[str, LanguageCounts]:
     """Return errors and reference tokens of each utterance by language, of the files of one system together.
 
-    `error` counts utterances whose text is not the reference (language identification). Utterances without a reference are left
-    out; one without a language, an id that comes twice and a file without references are a `DataError`.
+    `error` counts utterances whose text is not the reference (language identification). Utterances without a reference, or with
+    an empty one, are left out; one without a language, an id that comes twice and a file without references are a `DataError`.
     """
     rows: dict[str, list[_Row]] = {}
     seen: dict[str, str] = {}
     for path in map(Path, paths):
         for row in _lines(path):
-            if row.reference is None:
+            if not row.reference:  # an empty one was written without labels, and has nothing to be right about
                 continue
             if row.id in seen:
                 raise DataError(

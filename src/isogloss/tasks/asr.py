@@ -100,13 +100,13 @@ class Asr(Task):
         return [self.vocabulary.decode(numbers) for numbers in decoded]
 
     def reference(self, cut: Any) -> str | None:
-        """Return the cut's transcript in normal form, None where it has none."""
+        """Return the cut's transcript in normal form, None where it has none or nothing is left of it ("!?")."""
         labels = self.config.labels
         if labels.unit == "phones":
             phones = aligned_phones(cut)
-            return None if phones is None else labels.join(phones)
+            return labels.join(phones or ()) or None
         text = cut.supervisions[0].text if cut.supervisions else None
-        return labels.join(labels.split(text)) if text else None
+        return labels.join(labels.split(text or "")) or None
 
     def counts(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
         """Return errors and reference symbols of each utterance for every metric."""

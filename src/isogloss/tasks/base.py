@@ -90,7 +90,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def reference(self, cut: Any) -> str | None:
-        """Return what would be right for a cut, in the form of `predict`; None where it is not labelled."""
+        """Return what would be right for a cut, in the form of `predict`, never empty; None where it is not labelled."""
 
     @abstractmethod
     def counts(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
