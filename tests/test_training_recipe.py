@@ -21,13 +21,17 @@ from isogloss.training.recipe import (
     find_recipe,
     iteration_trees,
     load_recipe,
-    pretraining_recipes,
     recipe_tree,
+    shipped_recipes,
 )
 from isogloss.training.sizes import count_parameters
 
 NAMES = sorted(path.stem for path in (RECIPES / "pretrain").glob("*.toml"))
-EVERY = [str(path.relative_to(RECIPES).with_suffix("")) for path in pretraining_recipes()]
+EVERY = [
+    str(path.relative_to(RECIPES).with_suffix(""))
+    for path in shipped_recipes()
+    if path.parent.name in ("pretrain", "demo")
+]
 # Millions of parameters with the heads of pretraining (arXiv 2006.11477 and the released checkpoints; a float is a measurement).
 PUBLISHED = {
     "wav2vec2-base": 95.04,
@@ -151,6 +155,22 @@ def test_overrides_may_change_the_objective_the_encoder_and_the_length() -> None
     assert "updates" not in tree["training"]
     recipe = load_recipe("wav2vec2-base", ["encoder.preset=wave-tiny", "encoder.dropout=0.0"])
     assert (recipe.encoder.width, recipe.encoder.dropout) == (64, 0.0)
+
+
+def test_clusters_that_are_named_later_drop_how_own_ones_were_fitted(tmp_path: Path) -> None:
+    for turn in load_iterations("hubert-small", ['labels.clusters="there"']):
+        assert turn.labels is not None
+        assert (turn.labels.clusters, turn.labels.fit_share, turn.labels.num_units) == ("there", 0.1, 100)
+    with pytest.raises(ConfigError, match="fit_share must be left out with clusters"):
+        load_iterations("hubert-small", ['labels.clusters="there"', "labels.fit_share=0.5"])
+    own = tmp_path / "own.toml"
+    own.write_text('extends = "hubert-small"\n[labels]\nclusters = "there"\nseed = 3\n')
+    with pytest.raises(ConfigError, match="seed must be left out with clusters"):
+        load_iterations(own)
+    own.write_text('extends = "hubert-small"\n[labels]\nclusters = "there"\n')
+    with pytest.raises(ConfigError, match="restarts must be left out with clusters"):
+        load_iterations(own, ["labels.restarts=2"])
+    assert [turn.labels and turn.labels.clusters for turn in load_iterations(own)] == ["there", "there"]
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,12 @@ def _with_clusters(place: Path, tree: dict[str, Any], said: set[str]) -> dict[st
     from isogloss.core.errors import ConfigError
     from isogloss.data.units import CLUSTERS
     from isogloss.labelling.label import read_clusters
-    from isogloss.training.iterations import FITTING
+    from isogloss.training.recipe import without_fitting
 
     found, convention = read_clusters(place / CLUSTERS if place.is_dir() else place)
     own = {"features": "mfcc", "layer": None, "normalize": False, "num_units": len(found.centroids_CD)}
     own |= {key: convention[key] for key in ("features", "layer", "normalize") if key in convention}
-    kept = {key: value for key, value in tree.items() if key not in FITTING or key in said}
+    kept = without_fitting(tree, said)
     if kept.get("layer") is not None and kept["layer"] < 0 and own["layer"] is not None:
         own["layer"] = kept["layer"]  # counted from the end: compared once the model is open
     other = [key for key in own if kept.get(key, own[key]) != own[key]]

@@ -25,9 +25,7 @@ from pydantic import Field, model_validator
 
 from isogloss.core.config import Config, parse
 from isogloss.core.fields import Count, Positive
-from isogloss.training.recipe import Recipe, find_recipe, iteration_trees, parse_recipe
-
-FITTING = ("fit_share", "seed", "restarts")  # settings of k-means, which clusters that are there already do not need
+from isogloss.training.recipe import FITTING, Recipe, find_recipe, iteration_trees, parse_recipe
 
 
 class LabelConfig(Config):
@@ -42,7 +40,8 @@ class LabelConfig(Config):
         Bring every dimension to zero mean and unit variance over each utterance first.
     clusters
         A table of units, or a model that was trained on one, whose clusters are used as they are: a head that predicts them keeps
-        its meaning on another corpus. None are fitted then, and `fit_share`, `seed` and `restarts` are left out.
+        its meaning on another corpus. None are fitted then, and `fit_share`, `seed` and `restarts` are left out; those that a
+        recipe inherits are dropped.
     num_units, seed, restarts
         Of k-means; of several seedings the best goes on.
     fit_share

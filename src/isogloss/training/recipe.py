@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,11 +162,6 @@ def shipped_recipes() -> list[Path]:
     return sorted(RECIPES.rglob("*.toml"))
 
 
-def pretraining_recipes() -> list[Path]:
-    """Return those that `load_recipe` reads; the other folders' belong to verbs of their own and have sections of their own."""
-    return [path for path in shipped_recipes() if path.parent.name in ("pretrain", "demo")]
-
-
 def recipe_tree(path: Path, overrides: Sequence[str] = (), seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
     """Return the tree of a recipe with what it extends and what is overridden merged in."""
     if path.resolve() in seen:
@@ -232,6 +227,8 @@ def merge_trees(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str,
     for key, value in change.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
+            if key == "labels" and "clusters" in value:
+                old = without_fitting(old, value)
             tags = ("kind", "preset", "name") if key in ("encoder", "objective") else ()
             is_other = any(tag in value and value[tag] != old.get(tag) for tag in tags)
             merged[key] = dict(value) if is_other else merge_trees(old, value)
@@ -240,6 +237,12 @@ def merge_trees(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str,
     return merged
 
 
+def without_fitting(labels: Mapping[str, Any], said: Collection[str]) -> dict[str, Any]:
+    """Return settings of labels whose clusters are given elsewhere: how they would fit their own is dropped, where not `said` there."""
+    return {key: value for key, value in labels.items() if key not in FITTING or key in said}
+
+
+FITTING = ("fit_share", "seed", "restarts")  # settings of k-means, which clusters that are there already do not need
 _LENGTHS = ("updates", "passes", "hours")  # a recipe that says one of them replaces the one that it inherits
 
 
