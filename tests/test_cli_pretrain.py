@@ -93,19 +93,31 @@ def test_probes_of_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 3
     for line in said[:2]:
-        assert "`training.probe_every` is 2, but there is no speech to probe on" in line
+        assert "`training.probe_every` is 2, but there is nothing to probe with" in line
         assert "`isogloss pretrain --probe-data DIR`" in line
     assert "the quick probe measures nothing on" in said[2]
     assert not (tmp_path / "run").exists()
     recipe = load_recipe("wav2vec2-small", ["training.probe_every=2", f'data.path="{corpus}"'])
-    with pytest.raises(ConfigError, match="there is no speech to probe on"):
+    with pytest.raises(ConfigError, match="there is nothing to probe with; give the training a probe") as told:
         train(recipe, tmp_path / "run")
+    assert "isogloss pretrain" not in str(told.value)  # which its caller need not be
     # a recipe's own number is kept, 1000 is for recipes that have none
     probe = ["--probe-data", str(corpus), "--dry-run"]
     assert call(*command, *probe, "--set", "training.probe_every=7") == 0
     assert "probe_every = 7" in capsys.readouterr().out
     assert call(*command, *probe) == 0
     assert "probe_every = 1000" in capsys.readouterr().out
+    # … and for each iteration by itself
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'extends = "wav2vec2-small"\n[[iterations]]\ntraining = { probe_every = 500 }\n'
+        "[[iterations]]\ntraining = { updates = 4 }\n"
+    )
+    assert call(str(own), "--out", str(tmp_path / "run"), *probe) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "probe_every" in line] == ["probe_every = 500", "probe_every = 1000"]
+    assert call(str(own), "--out", str(tmp_path / "run"), *probe, "--probe-every", "7") == 0
+    assert capsys.readouterr().out.count("probe_every = 7\n") == 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
 
 if TYPE_CHECKING:
     from isogloss.encoders.base import Encoder
+    from isogloss.training.iterations import Iteration
 
 app = typer.Typer(add_completion=False)
 
@@ -76,10 +77,11 @@ def pretrain(
     if probe_every is not None:
         settings.append(f"training.probe_every={probe_every}")
     iterations = load_iterations(recipe, settings)
-    if probe_data is not None and any(turn.recipe.training.probe_every is None for turn in iterations):
-        iterations = load_iterations(recipe, [*settings, "training.probe_every=1000"])
+    if probe_data is not None:
+        iterations = [_probed(turn) for turn in iterations]
+    remedy = "give speech with phones or languages as labels with `isogloss pretrain --probe-data DIR`"
     for turn in iterations:
-        check_probed(turn.recipe.training.probe_every, has_probe=probe_data is not None)
+        check_probed(turn.recipe.training.probe_every, has_probe=probe_data is not None, remedy=remedy)
     is_main = launched_rank() == 0
     say_warnings((warning for turn in iterations for warning in turn.recipe.warnings()), is_main)
     if dry_run:
@@ -104,6 +106,15 @@ def pretrain(
             f"{result.step} updates, {result.audio_seconds / 3600:.2f} hours of audio in {result.seconds / 60:.1f} minutes, "
             f"loss {result.loss:.4g}; model: {result.model_dir}"
         )
+
+
+def _probed(turn: Iteration) -> Iteration:
+    """Return a turn that is probed: as often as it says itself, else every thousand updates."""
+    from dataclasses import replace
+
+    training = turn.recipe.training
+    every = training.model_copy(update={"probe_every": training.probe_every or 1000})
+    return replace(turn, recipe=turn.recipe.model_copy(update={"training": every}))
 
 
 def _probe(data: Path, is_main: bool) -> Callable[[Encoder, int], dict[str, Any]]:

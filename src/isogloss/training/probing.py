@@ -11,12 +11,14 @@ from isogloss.encoders.base import Encoder
 Probe = Callable[[Encoder, int], dict[str, Any]]  # the encoder and the update → what is logged
 
 
-def check_probed(probe_every: int | None, *, has_probe: bool) -> None:
-    """Refuse `training.probe_every` where there is nothing to probe with: it would be left unused."""
+def check_probed(probe_every: int | None, *, has_probe: bool, remedy: str = "give the training a probe") -> None:
+    """Refuse `training.probe_every` where there is nothing to probe with: it would be left unused.
+
+    `remedy` is how the caller's user would give it.
+    """
     if probe_every is not None and not has_probe:
         raise ConfigError(
-            f"`training.probe_every` is {probe_every}, but there is no speech to probe on; give phones or languages as labels with "
-            "`isogloss pretrain --probe-data DIR`, or leave it out"
+            f"`training.probe_every` is {probe_every}, but there is nothing to probe with; {remedy}, or leave it out"
         )
 
 
