@@ -101,6 +101,14 @@ def test_masks_that_were_not_trained_leave_the_weights_and_are_reported_against_
     assert values(whole.records, "after") == values(dense.records, "after")
 
 
+def test_lottery_masks_are_found_and_trained_in_one_run(folder: Path, tmp_path: Path) -> None:
+    lottery = {**MASKS, "importance": "lottery", "alone_updates": 1}
+    result = adapt(recipe_of(folder / "model", folder / "target", method=lottery), tmp_path)
+    assert result.last_step == 2
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"a", "b"}
+    assert mask_overlap(load_encoder(result.model_dir)).sparsity_L == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
 def test_forgetting_is_measured_on_languages_that_the_edits_do_not_know(folder: Path, tmp_path: Path) -> None:
     target, source = folder / "target", folder / "source"
     first = adapt(recipe_of(folder / "model", target, method=MASKS), tmp_path / "first", source=source)

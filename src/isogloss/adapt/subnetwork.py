@@ -190,7 +190,9 @@ def _train_alone(recipe: Recipe, config: Config, run_dir: Path) -> TrainAlone:
     """Return what trains the dense model on one language from where the recipe starts."""
 
     def alone(language: str) -> Encoder:
-        training = recipe.training.model_copy(update={"updates": config.alone_updates, "passes": None, "hours": None})
+        # The run's own measurements are not made here.
+        changes = {"updates": config.alone_updates, "passes": None, "hours": None, "probe_every": None}
+        training = recipe.training.model_copy(update=changes)
         data = recipe.data.model_copy(update={"languages": [language]})
         own = recipe.model_copy(update={"training": training, "data": data})
         return load_encoder(train(own, run_dir / "alone" / language).model_dir)
