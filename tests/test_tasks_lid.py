@@ -22,8 +22,9 @@ from isogloss.data.shards import shard
 from isogloss.encoders.presets import build_encoder
 from isogloss.evaluation.relatedness import FLEURS_REGIONS
 from isogloss.evaluation.tables import read_results
+from isogloss.evaluation.tasks import load_task
 from isogloss.hub.save import save_model
-from isogloss.tasks.base import build_task
+from isogloss.tasks.base import build_task, parse_task
 from isogloss.tasks.lid import Config, Lid, label_of_tag
 from isogloss.training.finetune import build_finetune_job, load_finetune
 from isogloss.training.loop import train
@@ -32,6 +33,7 @@ from objective_cases import WAVE, speech
 from small_corpus import cut_fields, write_cuts
 
 CLASSES = ("fr", "mdw", "pt")
+USELESS = ("head", "hidden_width", "pooling", "attention_width")
 
 
 def task_and_encoder(**settings: Any) -> tuple[Lid, Any]:
@@ -175,7 +177,6 @@ def test_from_tones_to_figures(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from isogloss.cli.predict import app
-    from isogloss.evaluation.tasks import load_task
 
     pitches = {"hr": 0.06, "sr": 0.35, "fr": 0.9}
     train_corpus = tones(tmp_path / "train", pitches, 6)
@@ -279,11 +280,22 @@ def test_classes_are_of_the_corpus_and_what_they_leave_out_is_told(tmp_path: Pat
         ({"attention_width": 7}, "`attention_width` = 7 belongs to `pooling` = attention, but `pooling` is mean"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_would_do_nothing_are_refused_in_a_recipe_and_not_in_a_model(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """A model that was saved with them is as good as before; only whoever writes a recipe can still change them."""
     with pytest.raises(ConfigError, match=message):
-        task_and_encoder(**settings)
-    task_and_encoder(pooling="attention", attention_width=7)
-    task_and_encoder(head="linear", hidden_width=0)
+        parse_task({"name": "lid", "hidden_width": 8, **settings})
+    task, encoder = task_and_encoder(**settings)
+    save_model(tmp_path / "model", encoder, None, {}, task)
+    with pytest.raises(ConfigError, match=message):
+        load_finetune(
+            "lid", [f'start.model="{tmp_path / "model"}"', *(f"task.{k}={v}" for k, v in task.config if k in USELESS)]
+        )
+    _, loaded = load_task(tmp_path / "model")
+    assert loaded.config == task.config
+    parse_task({"name": "lid", "pooling": "attention", "attention_width": 7})
+    parse_task({"name": "lid", "head": "linear", "hidden_width": 0})
 
 
 def test_what_the_threshold_was_fitted_on_is_not_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

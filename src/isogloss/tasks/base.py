@@ -50,6 +50,10 @@ class TaskConfig(Config):
         """Return the settings with what follows from the corpus filled in (a vocabulary, the classes): a model holds them."""
         return self
 
+    def useless(self) -> list[str]:
+        """Return what is set and would do nothing, a clause each; a recipe is refused for it, a model that is finished is not."""
+        return []
+
     def notes(self, index: CorpusIndex) -> list[str]:
         """Return sentences on what of the corpus these settings leave out, for the start of the run."""
         return []
@@ -135,7 +139,14 @@ class Task(nn.Module, ABC):
 
 
 def parse_task(tree: Mapping[str, Any], where: str = "[task]") -> TaskConfig:
-    """Return the settings of the task that `tree["name"]` names; `ConfigError` for an unknown name or key."""
+    """Return a recipe's settings of the task that `tree["name"]` names; `ConfigError` for what is unknown or would do nothing."""
+    config = _settings(tree, where)
+    if useless := config.useless():
+        raise ConfigError(f"{where}: " + "; ".join(useless))
+    return config
+
+
+def _settings(tree: Mapping[str, Any], where: str) -> TaskConfig:
     if "name" not in tree:
         raise ConfigError(f'{where} needs `name`, for instance `name = "asr"`')
     config: TaskConfig = parse(find_module("isogloss.tasks", str(tree["name"])).Config, tree, where)
@@ -143,8 +154,8 @@ def parse_task(tree: Mapping[str, Any], where: str = "[task]") -> TaskConfig:
 
 
 def build_task(tree: Mapping[str, Any], encoder: Encoder) -> Task:
-    """Build the task that `tree["name"]` names, for an encoder."""
-    config = parse_task(tree)
+    """Build the task that `tree["name"]` names, for an encoder: that of a recipe, or one that a model holds."""
+    config = _settings(tree, "[task]")
     build: Any = find_class(find_module("isogloss.tasks", config.name), Task)
     task: Task = build(config, encoder)
     return task

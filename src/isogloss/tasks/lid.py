@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, final
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -81,17 +81,18 @@ class Config(TaskConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     dropout: Probability = 0.0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def useless(self) -> list[str]:
+        """Return which width belongs to a head or a pooling that is not chosen."""
+        found = []
         if self.head == "linear" and self.hidden_width:
-            raise ValueError(
+            found.append(
                 f"`head` = linear has no hidden layer, so `hidden_width` must be 0, but is {self.hidden_width}"
             )
-        if self.pooling != "attention" and self.attention_width != Config.model_fields["attention_width"].default:
-            raise ValueError(
+        if self.pooling != "attention" and self.changed("attention_width"):
+            found.append(
                 f"`attention_width` = {self.attention_width} belongs to `pooling` = attention, but `pooling` is {self.pooling}"
             )
-        return self
+        return found
 
     def for_corpus(self, index: CorpusIndex) -> Self:
         """Return the settings with the classes of the corpus, in order of their names; `DataError` for classes that it lacks."""
