@@ -30,6 +30,11 @@ def check_file(out: Path | None, option: str = "--out") -> None:
         return
     if out.is_dir():
         raise ConfigError(f"`{option} {out}` must be a file, but is a folder; name a file in it")
-    if out.exists() and not os.access(out, os.W_OK):
-        raise ConfigError(f"`{option} {out}` cannot be written by you; change its permissions, or choose another place")
+    if out.exists():
+        # What is there is written in place, and its folder is left as it is: /dev/stdout, a file that a group shares.
+        if not os.access(out, os.W_OK):
+            raise ConfigError(
+                f"`{option} {out}` cannot be written by you; change its permissions, or choose another place"
+            )
+        return
     check_folder(out.parent, option)
