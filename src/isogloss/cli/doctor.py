@@ -87,7 +87,8 @@ def devices() -> list[Finding]:
 
     import torch
 
-    from isogloss.training.provenance import hardware, usable_cores
+    from isogloss.core.threads import usable_cores
+    from isogloss.training.provenance import hardware
 
     found = [(GOOD, "cpu", f"{hardware()['cpu']}, {usable_cores()} cores usable, {hardware()['memory_gb']} GB")]
     if "OMP_NUM_THREADS" in os.environ:

@@ -1,13 +1,20 @@
-"""Threads where they cost more than they bring: many small operations, in turn by libraries with pools of their own."""
+"""How many cores there are, and one thread where many cost more than they bring: small operations, in turn by several libraries."""
 
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.threads import usable_cores
 from isogloss.core.types import SpeechBatch
 from isogloss.data.dataset import BinTask, LoadedBin, SpeechDataset
 from isogloss.data.index import CorpusIndex
@@ -51,7 +50,7 @@ class DataConfig(SamplingConfig):
     @property
     def workers(self) -> int:
         """How many processes decode: `num_workers`, at most one for each CPU that this process may use."""
-        return min(self.num_workers, _num_cpus())
+        return min(self.num_workers, usable_cores())
 
     def warnings(self) -> list[str]:
         """Return what this machine changes of the settings."""
@@ -66,10 +65,6 @@ class DataConfig(SamplingConfig):
         if self.group_by == "auto":
             return wanted
         return None if self.group_by == "none" else self.group_by
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isogloss.core import dist
 from isogloss.core.errors import IsoglossError, TrainingError
+from isogloss.core.threads import usable_cores
 from isogloss.core.types import LossTerms, SpeechBatch
 from isogloss.encoders.base import Encoder
 from isogloss.nn.batch_norm import forget_statistics, step_statistics
 from isogloss.objectives.base import Objective, Trainable
-from isogloss.training.provenance import usable_cores
 
 Parallel = Literal["ddp", "fsdp2"]
 T = TypeVar("T")

@@ -17,6 +17,7 @@ import torch
 
 import isogloss
 from isogloss.core import dist
+from isogloss.core.threads import usable_cores
 
 
 def tree_hash(tree: object) -> str:
@@ -50,11 +51,6 @@ def hardware() -> dict[str, Any]:
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
     }
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @cache
