@@ -161,11 +161,11 @@ def lesions(
     with progress_bar("lesions") as progress:
         cut = measure_lesions(encoder, order, measure, seed=seed, progress=progress)
     rises = {
-        kind: lesion_rise(cut.whole, table, seed=seed) for kind, table in (("own", cut.own), ("random", cut.random))
+        kind: lesion_rise(cut.whole, table) for kind, table in (("own", cut.own), ("random", cut.random))
     }
     records = lesion_records(
         masks,
-        mask_rise(masks, seed=seed),
+        mask_rise(masks),
         cut,
         rises,
         system=short_name(model),

@@ -225,12 +225,15 @@ def spread(*estimates: Estimate) -> tuple[float, float]:
 
 
 def two_sided_p(estimate: Estimate) -> float:
-    """Return a p-value of `estimate` being zero by Student's t (`spread`), for Holm's correction over languages."""
+    """Return a p-value of `estimate` being zero by Student's t (`spread`), for Holm's correction over languages.
+
+    Where n units all say the same there is no spread to compare with: then it is that of n equal signs, 2^(1−n).
+    """
     from scipy.special import stdtr
 
     error, degrees = spread(estimate)
     if not error > 0:
-        return 1.0 if estimate.value == 0 or math.isnan(error) else 0.0
+        return 1.0 if estimate.value == 0 or math.isnan(error) else 2.0 ** (1 - estimate.num_units)
     return 2.0 * float(stdtr(degrees, -abs(estimate.value) / error))
 
 
@@ -286,6 +289,26 @@ def from_jackknife(
     half = float(stdtrit(size - 1, (1 + level) / 2)) * sd
     method = f"jackknife over {size} groups of {num_units} {unit}s"
     return Estimate(value, value - half, value + half, sd, method, num_units, level, unit, caveat)
+
+
+def over_pairs(
+    values_LL: Array, mean: Callable[[Array], float], *, unit: str = "language", level: float = 0.95, caveat: str = ""
+) -> Estimate:
+    """Estimate a mean of a square table by a jackknife that leaves out one unit at a time, its row and its column.
+
+    Pairs share units, and of few units a bootstrap draws too few pairs to tell how much they differ.
+    """
+    count = len(values_LL)
+    without_L = [mean(np.delete(np.delete(values_LL, i, 0), i, 1)) for i in range(count)]
+    few = f"only {count} {unit}s" if count < 10 else ""
+    caveat = "; ".join(part for part in (few, caveat) if part)
+    return from_jackknife(mean(values_LL), np.array(without_L), num_units=count, unit=unit, level=level, caveat=caveat)
+
+
+def off_diagonal(values_LL: Array) -> float:
+    """Return the mean over pairs of two, NaN where there is none."""
+    off_LL = ~np.eye(len(values_LL), dtype=bool)
+    return float(values_LL[off_LL].mean()) if off_LL.any() else math.nan
 
 
 @dataclass(frozen=True)

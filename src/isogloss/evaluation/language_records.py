@@ -76,7 +76,7 @@ def overlap_records(
     }
     records = [
         ResultRecord.from_estimate(
-            mean_overlap(overlap, seed=seed),
+            mean_overlap(overlap),
             metric="mask_overlap",
             higher_is_better=True,
             meta=meta,

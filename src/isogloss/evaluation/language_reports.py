@@ -273,20 +273,20 @@ def mean_difference(
 def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
     """Return the mean of changes, of these languages only: each language was resampled by itself, languages were not.
 
-    The interval has the degrees of freedom that `spread` gives the sum.
+    The interval has the degrees of freedom that `spread` gives the sum; there is none where a language has one unit only.
     """
     estimates = [change.estimate for change in own]
-    sure = [estimate for estimate in estimates if estimate.num_units > 1]
+    is_sure = all(estimate.num_units > 1 for estimate in estimates)
     kinds = {estimate.unit for estimate in estimates}
     caveats = ["these languages only: languages were not resampled", *caveats_within(estimates)]
     return from_replicates(
         float(np.mean([estimate.value for estimate in estimates])),
         np.mean([change.draws_R for change in own], axis=0),
-        num_units=sum(estimate.num_units for estimate in estimates),
+        num_units=sum(estimate.num_units for estimate in estimates) if is_sure else 1,
         unit=kinds.pop() if len(kinds) == 1 else "unit",
         level=level,
         caveat="; ".join(caveats),
-        degrees=spread(*sure)[1] if sure else None,
+        degrees=spread(*estimates)[1] if is_sure else None,
     )
 
 

@@ -17,7 +17,7 @@ from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed, generator
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import matrices, row_of
-from isogloss.evaluation.bootstrap import Estimate, from_replicates
+from isogloss.evaluation.bootstrap import Estimate, from_replicates, off_diagonal, over_pairs
 from isogloss.nn.edits import WeightMask
 
 Array = npt.NDArray[np.float64]
@@ -72,21 +72,11 @@ def mask_overlap(encoder: Encoder) -> Overlap:
     )
 
 
-def mean_overlap(overlap: Overlap, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Return the mean overlap over pairs; the interval resamples languages, since pairs share them."""
-    count = len(overlap.languages)
-    if count < 2:
+def mean_overlap(overlap: Overlap, *, level: float = 0.95) -> Estimate:
+    """Return the mean overlap over pairs; the interval leaves out one language at a time, since pairs share them."""
+    if len(overlap.languages) < 2:
         raise DataError("an overlap needs two languages, but the encoder has masks for one")
-    rows, columns = np.triu_indices(count, 1)
-    rng = np.random.default_rng(derive_seed("overlap", seed))
-    values = []
-    for _ in range(resamples):
-        drawn = rng.integers(count, size=count)
-        keep = drawn[rows] != drawn[columns]
-        own = overlap.iou_LL[drawn[rows][keep], drawn[columns][keep]]
-        values.append(own.mean() if len(own) else math.nan)
-    value = float(np.mean([pair[2] for pair in overlap.pairs()]))
-    return _interval(value, np.array(values), count, "language", level)
+    return over_pairs(overlap.iou_LL, off_diagonal, level=level)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from isogloss.core.errors import DataError
-from isogloss.core.rng import derive_seed
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import fixed_to, remove
-from isogloss.evaluation.bootstrap import Estimate, from_replicates, resample_weights
-from isogloss.evaluation.language_reports import Array, LanguageCounts, caveats_within, changes, error_rate
+from isogloss.evaluation.bootstrap import Estimate, off_diagonal, over_pairs
+from isogloss.evaluation.language_reports import Array, LanguageCounts, error_rate
 from isogloss.evaluation.subnetworks import as_many, masks_of, own_weights, without
 from isogloss.evaluation.tables import worst_labels
 from isogloss.evaluation.tasks import run_task
@@ -122,27 +121,21 @@ class Rise:
     difference: Estimate
 
 
-def mask_rise(table: Table, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Return how much more a language errs under another's mask than under its own, mean over pairs.
+def mask_rise(table: Table, *, level: float = 0.95) -> Estimate:
+    """Return how much more a language errs under another's mask than under its own, mean over pairs; interval as in `lesion_rise`."""
+    return _over_languages(rise_of(table, {name: table[name][name] for name in table}), off_diagonal, level)
 
-    The interval resamples languages, the same as masks and as what is tested, and speakers (or utterances) within each.
+
+def lesion_rise(whole: Mapping[str, LanguageCounts], table: Table, *, level: float = 0.95) -> Rise:
+    """Return whom lesions hurt.
+
+    The interval leaves out one language at a time, as a lesion and as what is tested (`over_pairs`).
     """
-    found = _rises(table, {name: table[name][name] for name in table}, resamples, seed)
-    return found.estimate(found.of_pairs, level)
-
-
-def lesion_rise(
-    whole: Mapping[str, LanguageCounts], table: Table, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Rise:
-    """Return whom lesions hurt; the interval resamples languages, the same as lesions and as what is tested, and speakers within."""
-    found = _rises(table, whole, resamples, seed)
+    rises_MK = rise_of(table, whole)
     return Rise(
-        found.estimate(found.of_own, level),
-        found.estimate(found.of_pairs, level),
-        found.estimate(
-            lambda rises_MKR, weights_RL: found.of_own(rises_MKR, weights_RL) - found.of_pairs(rises_MKR, weights_RL),
-            level,
-        ),
+        _over_languages(rises_MK, _of_own, level),
+        _over_languages(rises_MK, off_diagonal, level),
+        _over_languages(rises_MK, lambda own_MK: _of_own(own_MK) - off_diagonal(own_MK), level),
     )
 
 
@@ -151,50 +144,11 @@ def rise_of(table: Table, base: Mapping[str, LanguageCounts]) -> Array:
     return np.array([[error_rate(own[k]) - error_rate(base[k]) for k in table] for own in table.values()])
 
 
-@dataclass(frozen=True)
-class _Rises:
-    """Rises and their resamples, M×K and M×K×R, how often each resample draws each language, and what the intervals leave out."""
-
-    values_MK: Array
-    draws_MKR: Array
-    weights_RL: Array
-    caveat: str
-
-    def estimate(self, mean: Callable[[Array, Array], Array], level: float) -> Estimate:
-        """Estimate a mean over languages (M×K×R rises, R×L weights → R values)."""
-        count = len(self.values_MK)
-        return from_replicates(
-            float(mean(self.values_MK[..., None], np.ones((1, count)))[0]),
-            mean(self.draws_MKR, self.weights_RL),
-            num_units=count,
-            unit="language",
-            level=level,
-            caveat=self.caveat,
-        )
-
-    @staticmethod
-    def of_own(rises_MKR: Array, weights_RL: Array) -> Array:
-        """Return the mean of each language's own."""
-        return np.asarray(np.einsum("rm,mmr->r", weights_RL, rises_MKR) / weights_RL.sum(1))
-
-    @staticmethod
-    def of_pairs(rises_MKR: Array, weights_RL: Array) -> Array:
-        """Return the mean over pairs of two languages; a language drawn twice is no pair with itself, and one alone has none (NaN)."""
-        off_MK = ~np.eye(len(rises_MKR), dtype=bool)
-        total_R = np.einsum("rm,mkr,rk->r", weights_RL, rises_MKR * off_MK[..., None], weights_RL, optimize=True)
-        pairs_R = weights_RL.sum(1) ** 2 - (weights_RL**2).sum(1)
-        return np.asarray(np.divide(total_R, pairs_R, out=np.full_like(total_R, np.nan), where=pairs_R > 0))
+def _of_own(rises_MK: Array) -> float:
+    return float(np.diagonal(rises_MK).mean())
 
 
-def _rises(table: Table, base: Mapping[str, LanguageCounts], resamples: int, seed: int) -> _Rises:
-    """Return the rises over `base`; the resamples of a tested language are the same under every mask."""
-    if len(table) < 2:
+def _over_languages(rises_MK: Array, mean: Callable[[Array], float], level: float) -> Estimate:
+    if len(rises_MK) < 2:
         raise DataError("this needs two languages or more that have a mask and speech to test on")
-    rows = [changes(row, dict(base), resamples=resamples, seed=seed) for row in table.values()]
-    caveats = [f"only {len(table)} languages"] if len(table) < 10 else []
-    return _Rises(
-        np.array([[row[name].estimate.value for name in table] for row in rows]),
-        np.stack([[row[name].draws_R for name in table] for row in rows]),
-        resample_weights(len(table), resamples, derive_seed("languages", seed)),
-        "; ".join([*caveats, *caveats_within([rows[0][name].estimate for name in table])]),
-    )
+    return over_pairs(rises_MK, mean, level=level)
