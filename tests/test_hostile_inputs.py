@@ -53,7 +53,14 @@ def _source(kind: str, source: str) -> Any:
     return change
 
 
-LHOTSE = {
+def _nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+LHOTSE: dict[str, Any] = {
     "command": _source("command", "touch canary"),
     "pipe in a file": _source("file", "pipe:touch canary"),
     "url": _source("url", "http://localhost:1/a.wav"),
@@ -72,6 +79,37 @@ LHOTSE = {
     ),
     "negative start": lambda line: line.update(start=-1),
     "infinite duration": lambda line: line.update(duration=float("inf")),
+    "a duration beyond every float": lambda line: line.update(duration=10**400),
+    "a start beyond every float": lambda line: line.update(start=10**400),
+    "a start beyond every recording": lambda line: line.update(start=1e300),
+    "a channel that is a text": lambda line: line.update(channel="0"),
+    "an id of half a character": lambda line: line.update(id="\ud800"),
+    "an id of a byte": lambda line: line.update(id="caf\udce9"),
+    "a path of half a character": _source("file", "b.wav\ud800"),
+    "channels that are texts": lambda line: line["recording"]["sources"][0].update(channels=["0"]),
+    "a recording of half a character": lambda line: line["recording"].update(id="\ud800"),
+    "a rate that is a text": lambda line: line["recording"].update(sampling_rate="x"),
+    "a rate of zero": lambda line: line["recording"].update(sampling_rate=0),
+    "a rate beyond every float": lambda line: line["recording"].update(sampling_rate=10**400),
+    "samples that are a text": lambda line: line["recording"].update(num_samples="4800"),
+    "samples beyond every float": lambda line: line["recording"].update(num_samples=10**400),
+    "a recording's duration that is a list": lambda line: line["recording"].update(duration=[1]),
+    "channel ids that are a text": lambda line: line["recording"].update(channel_ids="0"),
+    "a second language that is a number": lambda line: line["supervisions"].append(
+        {**line["supervisions"][0], "language": 5}
+    ),
+    "a second speaker that is a list": lambda line: line["supervisions"].append(
+        {**line["supervisions"][0], "speaker": ["a"]}
+    ),
+    "a text of half a character": lambda line: line["supervisions"][0].update(text="a\udfff"),
+    "a custom text of half a character": lambda line: line["custom"].update(source="\udbff"),
+    "a supervision beyond every float": lambda line: line["supervisions"][0].update(start=-(10**400)),
+    "a supervision without duration": lambda line: line["supervisions"][0].pop("duration"),
+    "a supervision's custom list": lambda line: line["supervisions"][0].update(custom=[1]),
+    "an alignment that is a list": lambda line: line["supervisions"][0].update(alignment=[["a", 0, 1]]),
+    "an alignment without times": lambda line: line["supervisions"][0].update(alignment={"word": [["a"]]}),
+    "an alignment of a number": lambda line: line["supervisions"][0].update(alignment={"word": [["a", 10**400, 1]]}),
+    "custom without a bottom": lambda line: line.update(custom={"a": _nested(400)}),
     "no supervisions list": lambda line: line.update(supervisions={"a": 1}),
 }
 
@@ -88,6 +126,39 @@ def test_lhotse_manifests(canary: Path, tmp_path: Path, case: str) -> None:
     (item,) = iterate_corpus(path)
     assert isinstance(item, Rejected)
     assert item.told.startswith(f"{path}:1: ")
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "a path of half a character": {"file_name": "b.wav\ud800"},
+    "an id of half a character": {"id": "\ud800"},
+    "a text of half a character": {"text": "a\udfff"},
+    "a column of half a character": {"x\ud800": 1},
+    "an unknown column of half a character": {"x": [{"y": "\ud800"}]},
+    "a start beyond every float": {"start": 10**400},
+    "a duration beyond every float": {"duration": 10**400},
+    "a gender without a bottom": {"gender": _nested(400)},
+}
+
+
+@pytest.mark.parametrize("case", [*LHOTSE, *ROWS])
+def test_a_hostile_line_of_json_is_one_line_of_the_audit(canary: Path, tmp_path: Path, case: str) -> None:
+    good = _line(tmp_path)
+    bad = json.loads(json.dumps(good))
+    if case in ROWS:
+        good, bad = {"file_name": "a.wav"}, {"file_name": "a.wav", **ROWS[case]}
+        path = tmp_path / "metadata.jsonl"
+    else:
+        LHOTSE[case](bad)
+        path = tmp_path / "cuts.jsonl"
+    path.write_text(json.dumps(bad) + "\n" + json.dumps(good) + "\n")
+    report = audit(iterate_corpus(tmp_path), num_workers=1)
+    assert (report.num_input, report.verdicts) == (2, {"manifest": 1})
+    assert [cut.id for cut in report.cuts] == ["a"]
+    report.write(tmp_path / "report.json")
+    told = report.rejected[0].told
+    assert told.startswith(f"{path}:1: ")
+    assert told.isprintable()
+    assert len(told) < 400
 
 
 def test_a_command_in_a_cut_object_is_not_run_either(canary: Path, tmp_path: Path) -> None:

@@ -23,9 +23,19 @@ def from_printable(text: str) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
+def is_path(text: str) -> bool:
+    """Return whether a text can be the name of a file: it has no zero byte, and each character stands for bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def _escape(character: str) -> str:
     if character == "\\":
         return "\\\\"
     if character.isprintable():
         return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    # half of a surrogate pair, as JSON can spell it, stands for no byte at all
+    errors = "surrogateescape" if is_path(character) else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", errors))

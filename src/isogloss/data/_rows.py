@@ -13,8 +13,9 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from isogloss.core.errors import DataError
 from isogloss.core.languages import normalize_language
-from isogloss.data._paths import printable
+from isogloss.data._paths import is_path, printable
 from isogloss.data.audio import AudioError, AudioHeader, inspect_audio
+from isogloss.data.cut_lines import MAX_SECONDS, check_values
 
 # How corpora call a column → how isogloss does
 _COLUMNS = {
@@ -33,7 +34,6 @@ _GENDERS = {
     "male": "male", "m": "male", "man": "male", "male_masculine": "male", "masculine": "male",
     "female": "female", "f": "female", "w": "female", "woman": "female", "female_feminine": "female", "feminine": "female",
 }  # fmt: skip
-_MAX_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def row_of_fields(fields: Mapping[str, Any], root: Path, place: str) -> Row:
         if value is None or value == "":
             continue
         name = COLUMN_NAMES.get(key.strip().casefold())
+        check_values([key, value] if name != "file_name" else key, place)
         if name is not None and name not in known:
             known[name] = value
         else:
@@ -124,6 +125,8 @@ def path_below(root: Path, name: str, place: str) -> Path:
     """Return the path of a file that a manifest names; what is no plain path is a `DataError`, and nothing is opened."""
     if "\0" in name:
         raise DataError(f"{place}: the path {printable(name)} has a zero byte")
+    if not is_path(name):
+        raise DataError(f"{place}: the path {printable(name)} has half of a surrogate pair, which is no character")
     if name.startswith("pipe:") or name.rstrip().endswith("|"):
         raise DataError(
             f"{place}: {printable(name)!r} is a command; commands are never run: save its output as audio files first"
@@ -292,7 +295,7 @@ def _seconds(fields: Mapping[str, Any], key: str, place: str) -> float | None:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 <= number <= _MAX_SECONDS or (key == "duration" and number == 0):
+    if not 0 <= number <= MAX_SECONDS or (key == "duration" and number == 0):
         bound = "above 0" if key == "duration" else "of at least 0"
         raise DataError(f"{place}: `{key}` must be a number {bound} in seconds, but is {str(value)[:50]!r}")
     return number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -12,7 +11,12 @@ from typing import IO, Any, cast
 from lhotse import MonoCut
 
 from isogloss.core.errors import DataError
+from isogloss.data._paths import is_path
 
+MAX_SECONDS = 1e6  # eleven days: no recording is longer
+_MAX_DEPTH = 64
+_MAX_RATE = 10_000_000
+_MAX_COUNT = 1 << 40
 MAX_LINE_BYTES = (
     1 << 24
 )  # a longer line is no cut; reading stops there, so a file without line ends cannot fill the memory
@@ -52,8 +56,27 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not a line of JSON: {what}") from None
     if not isinstance(data, dict):
         raise DataError(f"{where}: a cut must be a JSON object, but is a {type(data).__name__}")
+    if b"\\ud" in line.lower() or line.count(b"[") + line.count(b"{") > _MAX_DEPTH:
+        # only such a line can hold half a surrogate pair, or be too deep
+        check_values({key: value for key, value in data.items() if key != "recording"}, where)
     _check_cut(data, where)
     return data
+
+
+def check_values(values: Any, where: str) -> None:
+    """Refuse what JSON can say and nothing can write: half of a surrogate pair in a text, and lists in lists without end."""
+    pending = [(values, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > _MAX_DEPTH:
+            raise DataError(f"{where}: nested too deeply, more than {_MAX_DEPTH} levels")
+        if isinstance(value, str):
+            if not _is_unicode(value):
+                raise DataError(f"{where}: {_shown(value)} has half of a surrogate pair, which is no character")
+        elif isinstance(value, dict):
+            pending += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            pending += [(item, depth + 1) for item in value]
 
 
 def to_cut(data: dict[str, Any], root: Path, where: str) -> MonoCut:
@@ -63,7 +86,7 @@ def to_cut(data: dict[str, Any], root: Path, where: str) -> MonoCut:
             source["source"] = str(root / source["source"])
     try:
         return MonoCut.from_dict(data)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, AssertionError) as error:
         raise DataError(
             f"{where}: lhotse does not accept this cut: {error}; was it written by another version?"
         ) from None
@@ -73,13 +96,14 @@ def _check_cut(data: dict[str, Any], where: str) -> None:
     kind = data.get("type", "MonoCut")
     if kind != "MonoCut":
         raise DataError(
-            f"{where}: a cut must be a MonoCut, but is a {kind!r}; save mixed or padded cuts as audio first"
+            f"{where}: a cut must be a MonoCut, but is a {_shown(kind)}; save mixed or padded cuts as audio first"
         )
     name = data.get("id")
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: `id` must be a text that is not empty, but is {name!r}")
-    _check_number(data, "start", where, minimum=0.0)
-    _check_number(data, "duration", where, minimum=0.0)
+    if not isinstance(name, str) or not name or not _is_unicode(name):
+        raise DataError(f"{where}: `id` must be a text that is not empty, but is {_shown(name)}")
+    _check_number(data, "start", where)
+    _check_number(data, "duration", where)
+    _check_whole(data, "channel", f"{where}: `channel` of {name}", 0, _MAX_COUNT)
     if data["duration"] <= 0:
         raise DataError(f"{where}: `duration` of {name} must be above 0 s, but is {data['duration']}")
     recording = data.get("recording")
@@ -89,21 +113,93 @@ def _check_cut(data: dict[str, Any], where: str) -> None:
         raise DataError(f"{where}: {name} has unapplied `transforms`; save the audio of such cuts first")
     for source in recording["sources"]:
         _check_source(source, name, where)
+    _check_recording(recording, name, where)
     supervisions = data.get("supervisions", [])
     if not isinstance(supervisions, list) or not all(isinstance(item, dict) for item in supervisions):
         raise DataError(f"{where}: `supervisions` of {name} must be a list of objects")
-    for key in ("language", "speaker", "text"):
-        if supervisions and not isinstance(supervisions[0].get(key), str | None):
-            raise DataError(f"{where}: `{key}` of {name} must be a text, but is {supervisions[0][key]!r}")
+    for supervision in supervisions:
+        _check_supervision(supervision, name, where)
     if not isinstance(data.get("custom"), dict | None):
-        raise DataError(f"{where}: `custom` of {name} must be an object, but is {data['custom']!r}")
+        raise DataError(f"{where}: `custom` of {name} must be an object, but is {_shown(data['custom'])}")
 
 
-def _check_number(data: dict[str, Any], key: str, where: str, minimum: float) -> None:
+def _check_recording(recording: dict[str, Any], name: str, where: str) -> None:
+    """Refuse what the audit and the loader would compute with and cannot."""
+    here = f"{where}: in the `recording` of {name}"
+    if not isinstance(recording.get("id"), str) or not _is_unicode(recording["id"]):
+        raise DataError(f"{here}: `id` must be a text, but is {_shown(recording.get('id'))}")
+    _check_whole(recording, "sampling_rate", f"{here}: `sampling_rate`", 1, _MAX_RATE)
+    _check_whole(recording, "num_samples", f"{here}: `num_samples`", 0, _MAX_COUNT)
+    _check_number(recording, "duration", here)
+    if recording.get("channel_ids") is not None:
+        _check_channels(recording["channel_ids"], "channel_ids", name, where)
+
+
+def _check_supervision(supervision: dict[str, Any], name: str, where: str) -> None:
+    for key in ("id", "recording_id", "language", "speaker", "text", "gender"):
+        value = supervision.get(key)
+        if not isinstance(value, str | None):
+            raise DataError(f"{where}: `{key}` of {name} must be a text, but is {_shown(value)}")
+    here = f"{where}: in the `supervisions` of {name}"
+    # relative to the cut, so one that began before it is negative
+    _check_number(supervision, "start", here, minimum=-MAX_SECONDS)
+    _check_number(supervision, "duration", here)
+    if not isinstance(supervision.get("custom"), dict | None):
+        raise DataError(f"{here}: `custom` must be an object, but is {_shown(supervision['custom'])}")
+    tiers = supervision.get("alignment")
+    if tiers is None:
+        return
+    if not isinstance(tiers, dict) or not all(isinstance(items, list) for items in tiers.values()):
+        raise DataError(f"{here}: `alignment` must be an object of lists, but is {_shown(tiers)}")
+    for items in tiers.values():
+        for item in items:
+            values = [item.get(key) for key in ("symbol", "start", "duration")] if isinstance(item, dict) else item
+            if not (
+                isinstance(values, list)
+                and len(values) >= 3
+                and isinstance(values[0], str)
+                and all(_is_number(value, -MAX_SECONDS) for value in values[1:3])
+            ):
+                raise DataError(
+                    f"{here}: an `alignment` must have symbols, starts and durations, but has {_shown(item)}"
+                )
+
+
+def _is_number(value: Any, minimum: float) -> bool:
+    # compared, not converted: an integer may be greater than every float
+    return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= MAX_SECONDS
+
+
+def _check_number(data: dict[str, Any], key: str, where: str, minimum: float = 0.0) -> None:
     value = data.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < minimum:  # type: ignore[arg-type, operator]
-        raise DataError(f"{where}: `{key}` must be a number of at least {minimum:g} s, but is {value!r}")
+    if not _is_number(value, minimum):
+        raise DataError(
+            f"{where}: `{key}` must be a number of at least {minimum:g} s and at most {MAX_SECONDS:g} s, but is {_shown(value)}"
+        )
+
+
+def _check_whole(data: dict[str, Any], key: str, told: str, minimum: int, maximum: int) -> None:
+    value = data.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise DataError(f"{told} must be a whole number from {minimum} to {maximum}, but is {_shown(value)}")
+
+
+def _check_channels(channels: Any, key: str, name: str, where: str) -> None:
+    if not isinstance(channels, list) or not all(type(c) is int and 0 <= c < _MAX_COUNT for c in channels):
+        raise DataError(f"{where}: `{key}` of {name} must be a list of whole numbers, but is {_shown(channels)}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message can show it: short, on one line, and without going into lists."""
+    return repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _check_source(source: Any, name: str, where: str) -> None:
@@ -111,8 +207,9 @@ def _check_source(source: Any, name: str, where: str) -> None:
     if kind not in ("file", "shar"):
         # lhotse would run a `command` in a shell and open a `url`
         raise DataError(
-            f"{where}: the source of {name} must be a `file` or in a shard, but is {kind!r}; it is not opened"
+            f"{where}: the source of {name} must be a `file` or in a shard, but is {_shown(kind)}; it is not opened"
         )
     place = source.get("source")
-    if not isinstance(place, str) or "\0" in place or place.startswith("pipe:") or "://" in place:
-        raise DataError(f"{where}: the source of {name} must be a path, but is {place!r}; it is not opened")
+    if not isinstance(place, str) or not is_path(place) or place.startswith("pipe:") or "://" in place:
+        raise DataError(f"{where}: the source of {name} must be a path, but is {_shown(place)}; it is not opened")
+    _check_channels(source.get("channels"), "channels", name, where)
