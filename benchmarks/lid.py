@@ -77,7 +77,7 @@ def main() -> None:
     out: Path = options.out
     for name, cuts in divide(list(open_corpus(options.data))).items():
         print(f"{name}: {len(cuts)} utterances, {sum(cut.duration for cut in cuts) / 60:.1f} minutes")
-        if not (out / name).exists():
+        if not (out / name / "cuts.jsonl.gz").exists():  # the folder alone is one of an interrupted run
             write_corpus(cuts, out / name)
     if not (out / "start").exists():
         torch.manual_seed(0)

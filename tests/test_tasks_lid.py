@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -341,3 +343,25 @@ def test_corpora_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert _dataset_names([first, second]) == ["fleurs-test", "adi17-test"]
     with pytest.raises(ConfigError, match="have the same name"):
         _dataset_names([first, first])
+
+
+def test_the_benchmark_writes_a_part_again_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a part is there before its cuts are."""
+    path = Path(__file__).parent.parent / "benchmarks" / "lid.py"
+    spec = importlib.util.spec_from_file_location("benchmark_lid", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    corpus, out = tones(tmp_path / "corpus", {"hr": 0.06, "sr": 0.35}, 2), tmp_path / "out"
+    (out / "train").mkdir(parents=True)
+    monkeypatch.setattr(module, "divide", lambda cuts: {"train": cuts})
+    monkeypatch.setattr(module, "run", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["lid.py", "--data", str(corpus), "--out", str(out), "--arm", "frozen"])
+    module.main()
+    assert len(CorpusIndex.open(out / "train")) == 4
+    finished = (out / "train" / "cuts.jsonl.gz").stat().st_mtime_ns
+    module.main()
+    assert (out / "train" / "cuts.jsonl.gz").stat().st_mtime_ns == finished
