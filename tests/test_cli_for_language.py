@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from isogloss.evaluation.tables import read_results
 from isogloss.hub.load import load_encoder
 from isogloss.hub.save import save_model
 from isogloss.nn.edits import Gate, WeightMask
+from isogloss.objectives.base import build_objective
+from small_corpus import speech_corpus, write_cuts
 
 RATE = 16_000
 LANGUAGES = ("cs", "sw")
@@ -177,3 +180,42 @@ def test_gates_of_a_language_cannot_be_exported(
     for chosen in ([], ["--for-language", "cs"]):
         assert run("export", model, tmp_path / "out", *chosen) == 1
         assert "has gates (cs, sw), for one language either" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("by", ["loss", "errors"])
+def test_lesions_hear_a_language_as_corpora_spell_it(
+    by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoken(name: str, tags: dict[str, str]) -> Path:
+        folder = speech_corpus(tmp_path / name, [9000 + 400 * i for i in range(4)], languages="abcd")
+        cuts = [json.loads(line) for line in (folder / "cuts.jsonl").read_text().splitlines()]
+        for cut in cuts:
+            cut["supervisions"][0] |= {"language": tags[cut["supervisions"][0]["language"]], "text": "abc"}
+        write_cuts(folder / "cuts.jsonl", cuts)
+        return folder
+
+    encoder = tiny()
+    install(encoder, MasksConfig(languages=("cs", "de")))
+    for matrix in encoder.modules():
+        if isinstance(edit := getattr(matrix, "edit", None), WeightMask):
+            for row in range(2):
+                edit.write(row, torch.rand(edit.shape, generator=torch.Generator().manual_seed(row)) > 0.3)
+    trained = {
+        "loss": {"name": "wav2vec2", "num_negatives": 5},
+        "errors": {"name": "ctc", "labels": {"symbols": [*"abc"]}},
+    }
+    save_model(tmp_path / "model", encoder, build_objective(trained[by], encoder), {})
+    plain = spoken("plain", {"a": "cs", "b": "de", "c": "cs", "d": "de"})
+    mixed = spoken("mixed", {"a": "cs-CZ", "b": "de", "c": "ces", "d": "DEU"})
+    found = []
+    for corpus, languages in ((plain, ()), (mixed, ("--language", "ces", "--language", "de-AT"))):
+        command = ("--from", tmp_path / "model", "--data", corpus, *languages, "--out", tmp_path / "out")
+        assert run("languages", "lesions", *command) == 0
+        assert "left out" not in capsys.readouterr().out
+        records = read_results(tmp_path / "out" / "lesions.jsonl")
+        found.append([(r.task, r.metric, pytest.approx(r.value, abs=1e-6)) for r in records])
+    assert found[0]
+    assert found[0] == found[1]
+    part = spoken("part", {"a": "cs-CZ", "b": "de", "c": "ces", "d": "sw-KE"})
+    assert run("languages", "lesions", "--from", tmp_path / "model", "--data", part) == 0
+    assert "without a mask, left out: sw-KE" in " ".join(capsys.readouterr().out.split())

@@ -15,7 +15,7 @@ from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.types import SpeechBatch
 from isogloss.data.inputs import open_corpus
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import edits_of
+from isogloss.encoders.language_edits import edits_of, own_name
 from isogloss.evaluation.labels import alignment_kind
 from isogloss.evaluation.language_reports import LanguageCounts
 from isogloss.evaluation.tables import Labels
@@ -60,7 +60,8 @@ def loss_measure(model: Path | str, corpus: Path | str, overrides: Sequence[str]
     is_synthetic = any((cut.custom or {}).get("synthetic") for cut in cuts)
     batches: dict[str, list[SpeechBatch]] = {}
     for batch in heldout_batches(recipe, corpus, learner, max_seconds=float("inf")):
-        batches.setdefault(str(batch.languages[0]), []).append(batch)
+        language = batch.languages[0]
+        batches.setdefault(own_name(learner.encoder, language) or str(language), []).append(batch)
 
     def measure(encoder: Encoder, language: str) -> LanguageCounts:
         if language not in batches:

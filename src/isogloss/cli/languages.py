@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from isogloss.benchmark.language_pages import LanguagePage
+    from isogloss.encoders.base import Encoder
     from isogloss.evaluation.predictions import ErrorMetric
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="What sharing one model did, language by language.")
@@ -139,7 +140,7 @@ def lesions(
         raise ConfigError(f"{model} has no objective whose loss could be measured; leave out `--by`")
     if overrides and chosen is ByChoice.errors:
         raise ConfigError("`--set` belongs to `--by loss`; leave it out")
-    cuts, told = _spoken(data, encoder.edits.languages, language, seconds, seed)
+    cuts, told = _spoken(data, encoder, language, seconds, seed)
     measure: Measure
     if chosen is ByChoice.errors:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,9 +161,7 @@ def lesions(
         masks = under_masks(encoder, order, measure, progress=progress)
     with progress_bar("lesions") as progress:
         cut = measure_lesions(encoder, order, measure, seed=seed, progress=progress)
-    rises = {
-        kind: lesion_rise(cut.whole, table) for kind, table in (("own", cut.own), ("random", cut.random))
-    }
+    rises = {kind: lesion_rise(cut.whole, table) for kind, table in (("own", cut.own), ("random", cut.random))}
     records = lesion_records(
         masks,
         mask_rise(masks),
@@ -387,27 +386,36 @@ def _said(paths: Sequence[Path], metric: MetricChoice) -> dict[str, Any]:
 
 
 def _spoken(
-    data: Path, known: Sequence[str], wanted: list[str] | None, seconds: float, seed: int
+    data: Path, encoder: Encoder, wanted: list[str] | None, seconds: float, seed: int
 ) -> tuple[dict[str, list[Any]], list[str]]:
     """Return a sample of the cuts of each language that has a mask, and what was left out."""
     from isogloss.core.errors import ConfigError, DataError
     from isogloss.core.lookup import nearest
     from isogloss.data.inputs import open_corpus
+    from isogloss.encoders.language_edits import own_name
     from isogloss.evaluation.lid import language_of
     from isogloss.evaluation.probe_splits import limit_seconds
 
-    for name in wanted or ():
-        if name not in known:
+    assert encoder.edits is not None
+    known = encoder.edits.languages
+    named = {name: own_name(encoder, name) for name in wanted or ()}
+    for name, own in named.items():
+        if own is None:
             raise ConfigError(f"the model has no mask for `{name}`; {nearest(name, list(known))}")
     by_language: dict[str, list[Any]] = {}
+    own_of: dict[str, str | None] = {}
     for cut in open_corpus(data):
-        by_language.setdefault(language_of(cut) or "und", []).append(cut)
-    chosen = [name for name in known if name in by_language and (not wanted or name in wanted)]
+        tag = language_of(cut) or "und"
+        if tag not in own_of:
+            own_of[tag] = own_name(encoder, tag)
+        if own := own_of[tag]:
+            by_language.setdefault(own, []).append(cut)
+    left_out = sorted(tag for tag, own in own_of.items() if own is None)
+    chosen = [name for name in known if name in by_language and (not wanted or name in named.values())]
     if len(chosen) < 2:
         raise DataError(
             f"{data}: has speech of {len(chosen)} of the languages that have a mask ({', '.join(known[:8])}); two are needed"
         )
-    left_out = sorted(set(by_language) - set(known))
     told = [f"without a mask, left out: {', '.join(left_out)}"] if left_out else []
     return {name: limit_seconds(by_language[name], seconds, seed) for name in chosen}, told
 

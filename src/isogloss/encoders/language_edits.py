@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from isogloss.core.config import Config
-from isogloss.core.errors import ConfigError
+from isogloss.core.errors import ConfigError, DataError
 from isogloss.core.fields import Count, Positive
 from isogloss.core.languages import normalize_language
 from isogloss.encoders.base import Encoder
@@ -165,6 +165,16 @@ def row_of(encoder: Encoder, language: str | None) -> int:
             if normalize_language(known).tag == wider:
                 return row
     raise ConfigError(f"this encoder was not adapted to the language `{language}`, but to {', '.join(languages)}")
+
+
+def own_name(encoder: Encoder, language: str | None) -> str | None:
+    """Return how an encoder's edits name a language (`row_of`), None where they have no row for it."""
+    try:
+        row = row_of(encoder, language)
+    except (ConfigError, DataError):
+        return None
+    assert encoder.edits is not None
+    return encoder.edits.languages[row]
 
 
 @torch.no_grad()
