@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_helpers import make_cut
+from isogloss.benchmark import measure as measuring
 from isogloss.benchmark.suite import load_suite
 from isogloss.benchmark.testbed import divide, sample
 from isogloss.cli.main import main
-from isogloss.core.errors import ConfigError
+from isogloss.core.errors import ConfigError, DataError
+from isogloss.evaluation.lid import TooFewLanguagesError
+from isogloss.evaluation.probes import SearchBudget
 from isogloss.evaluation.tables import read_results
+from planted import PlantedSource, planted_splits
 
 SUITE = """
 [budgets.small]
@@ -79,6 +84,28 @@ def test_tiny_suite_measures_names_a_failure_and_takes_up_what_is_done(
     suite.write_text(SUITE.replace("num_negatives = 16", "num_negatives = 8"))
     assert run("benchmark", str(suite), "--data", str(corpus), "--out", str(out), "--only", "modified CPC") != 0
     assert "another recipe" in capsys.readouterr().err
+
+
+def test_only_too_few_languages_are_left_out_and_no_other_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = planted_splits()
+    for number, cut in enumerate(cuts := [*splits.train, *splits.test]):
+        cut.supervisions[0].language = ("fr", "sw")[number % 2]
+    voices = frozenset(cut.supervisions[0].speaker for cut in splits.test)
+    bed = measuring.TestBed("planted", splits, splits.test, splits.test, cuts, "speaker", voices, True, (0,))
+    budget = SearchBudget(weight_decays=(1e-3,), max_iterations=5)
+
+    def raising(error: Exception) -> Callable[..., None]:
+        def probe(*_: object, **__: object) -> None:
+            raise error
+
+        return probe
+
+    monkeypatch.setattr("isogloss.benchmark.measure.probe_language", raising(TooFewLanguagesError("too few")))
+    measured = measuring.measure([measuring.System(PlantedSource(), "baseline")], bed, budget=budget)
+    assert measured.left_out == ["too few", "too few"]
+    monkeypatch.setattr("isogloss.benchmark.measure.probe_language", raising(DataError("features are not finite")))
+    with pytest.raises(DataError, match="not finite"):
+        measuring.measure([measuring.System(PlantedSource(), "baseline")], bed, budget=budget)
 
 
 def test_shipped_suites_are_valid() -> None:

@@ -27,7 +27,7 @@ from isogloss.evaluation.lid import (
     source_folds,
     speaker_folds,
 )
-from isogloss.evaluation.quick import _languages
+from isogloss.evaluation.quick import _languages, measurable
 from isogloss.evaluation.spectral import SpectralSource
 
 
@@ -174,6 +174,30 @@ def test_a_quick_probe_leaves_out_what_cannot_be_tested() -> None:
     ]
     arrays = {(cut.id, 1): np.full((3, 2), number, np.float16) for number, cut in enumerate(cuts)}
     assert _languages(FeatureStore("x", 50.0, 0.0, (1,), arrays=arrays), cuts) == {}
+    assert measurable(cuts) == []  # and what is promised before the run is what is measured
+
+
+def test_a_quick_probe_hides_no_other_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [(lang, f"{lang}{number}") for lang in ("mdw", "kab") for number in range(3)]
+    cuts = [
+        MonoCut(voice, 0, 1, 0, [SupervisionSegment(voice, voice, 0, 1, language=lang, speaker=voice)])
+        for lang, voice in said
+    ]
+    frames = np.random.default_rng(0).normal(size=(len(cuts), 3, 2)).astype(np.float16)
+    arrays = {(cut.id, 1): frames[number] for number, cut in enumerate(cuts)}
+    store = FeatureStore("x", 50.0, 0.0, (1,), arrays=arrays)
+    assert measurable(cuts) == ["languages (kab, mdw)"]
+    assert set(_languages(store, cuts)) == {"probe/language_accuracy"}
+    # With what is too short for a frame left out, one language is left: that is no fault.
+    short = FeatureStore("x", 50.0, 0.0, (1,), arrays={k: v[: 3 * (k[0][:3] == "kab")] for k, v in arrays.items()})
+    assert _languages(short, cuts) == {}
+
+    def broken(*_: object, **__: object) -> None:
+        raise DataError("the features of kab0 are not finite")
+
+    monkeypatch.setattr("isogloss.evaluation.quick.probe_language", broken)
+    with pytest.raises(DataError, match="not finite"):
+        _languages(store, cuts)
 
 
 def test_pooling_takes_mean_and_deviation() -> None:

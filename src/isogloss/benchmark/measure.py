@@ -14,7 +14,15 @@ from isogloss.evaluation import abx as abx_module
 from isogloss.evaluation.bootstrap import Estimate, paired_difference, ratio_of_sums
 from isogloss.evaluation.features import FeatureSource, frame_centers
 from isogloss.evaluation.labels import Inventory, alignment_items, alignment_kind, frame_labels
-from isogloss.evaluation.lid import HeldOut, LidResult, LidSettings, language_of, pool, probe_language
+from isogloss.evaluation.lid import (
+    HeldOut,
+    LidResult,
+    LidSettings,
+    TooFewLanguagesError,
+    language_of,
+    pool,
+    probe_language,
+)
 from isogloss.evaluation.normalized import NormalizedSource
 from isogloss.evaluation.probes import (
     PhoneProbe,
@@ -127,7 +135,7 @@ def measure(
                 name: probe_language(own, method="linear", held_out=held_out, settings=lid)
                 for name, own in pooled.items()
             }
-        except DataError as error:  # it has to do with the corpus alone, so no system has the figure
+        except TooFewLanguagesError as error:  # it has to do with the corpus alone, so no system has the figure
             measured.left_out.append(str(error))
             continue
         layers = {name: result.layers[0] for name, result in languages.items()}

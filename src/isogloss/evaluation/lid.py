@@ -27,6 +27,10 @@ Method = Literal["linear", "knn"]
 HeldOut = Literal["utterance", "speaker", "source"]
 
 
+class TooFewLanguagesError(DataError):
+    """Fewer than two languages can be tested; nothing is wrong with the corpus but that."""
+
+
 @dataclass(frozen=True)
 class LidSettings:
     """Fixed beforehand: nothing is searched but the layer, by cross-validation inside each training fold."""
@@ -98,9 +102,23 @@ def pool(source: FeatureSource, cuts: Sequence[Any], settings: LidSettings | Non
             rows[layer].append(np.concatenate(parts))
     if not kept:
         raise DataError("no cut has a language; usually because the folders are not named by language codes")
+    return _pooled(source.name, {layer: np.stack(values) for layer, values in rows.items()}, kept)
+
+
+def languages_tested(cuts: Sequence[Any], held_out: HeldOut, settings: LidSettings) -> list[str]:
+    """Return the languages that could be tested on these cuts, by the folds alone and before any features; none where too few."""
+    pooled = _pooled("", {}, [cut for cut in cuts if language_of(cut) is not None])
+    try:
+        folds = folds_of(pooled, held_out, settings)
+    except TooFewLanguagesError:
+        return []
+    return sorted({pooled.languages[i] for _, test in folds for i in test})
+
+
+def _pooled(source: str, values: dict[int, Array], kept: Sequence[Any]) -> Pooled:
     return Pooled(
-        source=source.name,
-        values={layer: np.stack(values) for layer, values in rows.items()},
+        source=source,
+        values=values,
         ids=[cut.id for cut in kept],
         languages=[str(language_of(cut)) for cut in kept],
         speakers=[speaker_of(cut) for cut in kept],
@@ -275,13 +293,13 @@ def probe_language(
 def folds_of(pooled: Pooled, held_out: HeldOut, settings: LidSettings) -> list[tuple[Array, Array]]:
     """Return (train, test) rows of the folds that hold out utterances, speakers or sources; every training has two languages.
 
-    Raises `DataError` where fewer than two languages are tested: always saying the same would be right.
+    Raises `TooFewLanguagesError` where fewer than two languages are tested: always saying the same would be right.
     """
     folds = _folds(np.arange(len(pooled.ids)), pooled, held_out, settings)
     tested = {pooled.languages[i] for _, test in folds for i in test}
     if len(tested) > 1:
         return folds
-    raise DataError(
+    raise TooFewLanguagesError(
         f"language identification with held-out {held_out}s needs two languages with two {held_out}s each; this corpus has "
         f"{_counted(pooled.languages, 'language')} and {_counted(pooled.speakers, 'speaker')} of "
         f"{_counted(pooled.sources, 'source')}" + (f", and all that can be tested is {tested.pop()}" if tested else "")

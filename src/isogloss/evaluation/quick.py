@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from isogloss.core.errors import DataError
 from isogloss.core.rng import derive_seed
 from isogloss.encoders.base import Encoder
 from isogloss.evaluation.features import FeatureStore, extract_features
 from isogloss.evaluation.labels import alignment_items
-from isogloss.evaluation.lid import LidSettings, language_of, pool, probe_language
+from isogloss.evaluation.lid import LidSettings, languages_tested, pool, probe_language
 from isogloss.evaluation.probes import ProbeSplits, SearchBudget, best_on_dev, probe_phones, speaker_of
 
+LID = LidSettings(num_folds=3)
 NOTHING_MEASURED = "the quick probe measures nothing on {}: it needs phone alignments of three utterances, or two languages of two speakers"
 
 
@@ -97,22 +97,13 @@ def _phones(store: FeatureStore, cuts: Sequence[Any], seed: int) -> dict[str, fl
 
 
 def _told_apart(cuts: Sequence[Any]) -> list[str]:
-    """Return the languages with two speakers, none where there is one such language only."""
-    speakers: dict[str, set[str]] = {}
-    for cut in cuts:
-        language = language_of(cut)
-        if language is not None:
-            speakers.setdefault(language, set()).add(speaker_of(cut))
-    languages = sorted(language for language, names in speakers.items() if len(names) > 1)
-    return languages if len(languages) > 1 else []
+    """Return the languages that can be tested; speakers of several may leave none."""
+    return languages_tested(cuts, "speaker", LID)
 
 
 def _languages(store: FeatureStore, cuts: Sequence[Any]) -> dict[str, float]:
-    if not _told_apart(cuts):
+    heard = [cut for cut in cuts if len(store[cut.id, store.layers[0]])]  # one without a frame is not pooled
+    if not _told_apart(heard):
         return {}
-    pooled = pool(store, cuts, LidSettings())
-    try:
-        result = probe_language(pooled, layers=store.layers[-1:], settings=LidSettings(num_folds=3))
-    except DataError:  # speakers of several languages may leave one language to test
-        return {}
+    result = probe_language(pool(store, heard, LID), layers=store.layers[-1:], settings=LID)
     return {"probe/language_accuracy": result.accuracy}
