@@ -408,3 +408,33 @@ def test_rejected_of_the_manifest_are_counted(tmp_path: Path) -> None:
     cut = cut_of(write(tmp_path / "a.wav", speechlike()))
     report = audit([Rejected("x", "m:3", "missing", "gone"), cut], num_workers=1)
     assert (report.num_input, len(report.cuts), len(report.rejected)) == (2, 1, 1)
+
+
+def test_cuts_whose_language_is_no_code_keep_their_report(tmp_path: Path) -> None:
+    """Nothing looked at the codes of cuts that come from lhotse; everything was decoded when they are looked at."""
+    cuts = [cut_of(write(tmp_path / f"{n}.wav", speechlike(0.3, n)), language="fr") for n in range(3)]
+    for cut in cuts[:2]:
+        cut.supervisions[0].language = "中文"
+    report = audit(CutSet(cuts), num_workers=1)
+    assert len(report.cuts) == 3
+    ((name, text),) = report.language_faults
+    assert name == "中文"
+    assert text.startswith("is the language of 2 utterances, but a language code must have letters a to z")
+
+
+@pytest.mark.parametrize("folders", [("wavs",), ("s12", "s7", "train")])
+def test_folders_of_speakers_or_parts_are_one_warning(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for number, name in enumerate([*folders, folders[0]]):
+        write(tmp_path / name / f"{number}.wav", speechlike(0.3, number))
+    report = audit(iterate_corpus(tmp_path), num_workers=1, folder=tmp_path)
+    ((name, text),) = report.language_faults
+    assert name == str(tmp_path)
+    listed = {1: "only `wavs`", 3: "only `s12` and 2 more"}[len(folders)]
+    assert text == (
+        f"has no subfolder that is named after a language, {listed}; the {len(folders) + 1} utterances below it have none: "
+        "give `--language`"
+    )
+    # beside a folder of a language, each is told
+    write(tmp_path / "fr" / "x.wav", speechlike(0.3, 9))
+    report = audit(iterate_corpus(tmp_path), num_workers=1, folder=tmp_path)
+    assert [name for name, _ in report.language_faults] == sorted(folders)
