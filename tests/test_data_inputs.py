@@ -273,10 +273,13 @@ FAULTS: dict[str, tuple[str, bytes | str, str]] = {
     "not UTF-8": ("metadata.csv", b"file_name\naudio/\xff\xfe.wav\n", "metadata.csv:2: not UTF-8 at byte 6"),
     "leaves the folder": ("metadata.csv", "file_name\n../../etc/x.wav\n", "metadata.csv:2: the path '../../etc/x.wav' leaves"),
     "duplicate id": ("metadata.csv", "file_name,id\naudio/a.wav,x\naudio/b.flac,x\n", "metadata.csv:3: the id 'x' was used before, at"),
-    "bad language": ("metadata.csv", "file_name,lang\naudio/a.wav,??\n", "metadata.csv:2: a language code must"),
-    "deep JSON": ("metadata.jsonl", "[" * 100_000, "metadata.jsonl:1: not a line of JSON: nested too deeply"),
+    "bad language": ("metadata.csv", "file_name,lang\naudio/a.wav,??\n", "metadata.csv:2: audio-a: a language code must"),
+    "deep JSON": ("metadata.jsonl", '{"a":' * 100_000, "metadata.jsonl:1: not a line of JSON: nested too deeply"),
     "cut JSON": ("metadata.jsonl", '{"file_name": "audio/a.wav"}\n{"file_na', "metadata.jsonl:2: not a line of JSON"),
-    "a list": ("metadata.jsonl", "[1]\n", "metadata.jsonl:1: must be a JSON object, but is a list"),
+    "no object": ("metadata.jsonl", "1\n", "metadata.jsonl:1: must be a JSON object, but is a int"),
+    "an array": ("metadata.jsonl", '\n[\n{"file_name": "audio/a.wav"},\n{"file_name": "b"}\n]', "metadata.jsonl:2: a JSON array;"),
+    "an array in a line": ("metadata.jsonl", '[{"file_name": "audio/a.wav"}]', "metadata.jsonl:1: a JSON array;"),
+    "an array of cuts": ("cuts.jsonl", "ARRAY", "cuts.jsonl:1: a JSON array; write one object per line"),
     "a wrong type": ("metadata.jsonl", '{"file_name": ["a"]}\n', "metadata.jsonl:1: `file_name` must be a text, but is a list"),
     "true as start": ("metadata.jsonl", '{"file_name": "audio/a.wav", "start": true}\n', "metadata.jsonl:1: `start`"),
     "an infinite start": ("metadata.jsonl", '{"file_name": "audio/a.wav", "start": 1e999}\n', "metadata.jsonl:1: `start`"),
@@ -308,6 +311,7 @@ def test_each_fault_of_a_manifest_is_told_with_its_place(audio_folder: Path, cas
             "NEGATIVE": line.replace('"start": 0', '"start": -1', 1),
             "TWICE": f"{line}\n{line}\n",
             "HALF": line[:200],
+            "ARRAY": f"[\n{line},\n{line}\n]\n",
         }.get(content, content)
         content = content.encode()
     if name in ("segments", "text"):
@@ -335,7 +339,11 @@ def test_a_line_of_json_stands_for_itself(audio_folder: Path, name: str) -> None
     place = audio_folder / name if name == "m.json" else audio_folder
     items = list(iterate_corpus(place))
     rejected = [item for item in items if isinstance(item, Rejected)]
-    assert [item.id for item in rejected] == [f"{name}:{number}" for number in (1, 3, 4, 5)]
+    ids = [f"{name}:{number}" for number in (1, 3, 4, 5)]
+    if name != "cuts.jsonl":  # this line tells its id, only its language is no code
+        ids[1] = "no"
+        assert rejected[1].told.startswith(f"{audio_folder / name}:3: no: a language code")
+    assert [item.id for item in rejected] == ids
     assert len(items) == len(rejected) + 2
     assert "not a line of JSON" in rejected[0].reason
     assert name not in rejected[0].reason
@@ -346,6 +354,28 @@ def test_a_line_of_json_stands_for_itself(audio_folder: Path, name: str) -> None
     (audio_folder / name).write_text("\n".join(bad[:1]))
     with pytest.raises(DataError, match=rf"{name}:1: not a line of JSON"):
         open_corpus(place)
+
+
+def test_an_array_of_objects_is_one_error_and_not_lines(audio_folder: Path) -> None:
+    path = audio_folder / "m.json"
+    path.write_text('[\n{"audio_filepath": "audio/a.wav"},\n{"audio_filepath": "audio/b.flac"}\n]\n')
+    for use in (form_of, open_corpus, lambda p: list(iterate_corpus(p))):
+        with pytest.raises(DataError, match=r"m\.json:1: a JSON array; write one object per line$"):
+            use(path)
+
+
+def test_an_id_that_ends_like_its_place_is_told(audio_folder: Path) -> None:
+    (audio_folder / "wav.scp").write_text("".join(f"{key} audio/gone{key}.wav\n" for key in ("1", "2")))
+    told = [item.told for item in iterate_corpus(audio_folder) if isinstance(item, Rejected)]
+    assert [text.partition("wav.scp:")[2][:5] for text in told] == ["1: 1:", "2: 2:"]
+
+
+def test_a_language_that_is_no_code_costs_its_row_alone_in_a_table(audio_folder: Path) -> None:
+    (audio_folder / "metadata.csv").write_text("file_name,language\naudio/a.wav,??\naudio/b.flac,fr\n")
+    first, second = iterate_corpus(audio_folder)
+    assert isinstance(first, Rejected)
+    assert (first.id, first.verdict) == ("audio-a", "manifest")
+    assert not isinstance(second, Rejected)
 
 
 def test_missing_recordings_are_named_by_their_line(audio_folder: Path) -> None:

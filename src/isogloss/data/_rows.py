@@ -50,7 +50,7 @@ class Rejected:
         """Return place, id and reason; a line of a manifest that cannot be read has no id but its place."""
         return (
             f"{self.place}: {self.reason}"
-            if self.place.endswith(self.id)
+            if self.id == os.path.basename(self.place)  # noqa: PTH119
             else f"{self.place}: {self.id}: {self.reason}"
         )
 
@@ -215,7 +215,7 @@ def cuts_of_rows(rows: Iterable[Row | Rejected], *, source: str, language: str |
             hint = row.if_missing if error.verdict == "missing" else ""
             yield Rejected(row.id, row.place, error.verdict, f"{printable(row.path)}: {error.reason}{hint}")
         except DataError as error:  # a language that is no code
-            yield rejected_line(error, row.place)
+            yield Rejected(row.id, row.place, "manifest", str(error).removeprefix(f"{row.place}: "))
 
 
 def _cut(row: Row, header: AudioHeader, source: str, language: str | None) -> MonoCut:

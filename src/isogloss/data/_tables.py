@@ -70,7 +70,7 @@ def rows_of_json_lines(path: Path) -> Iterator[Row | Rejected]:
 
     Each line stands for itself, so one that cannot be used is rejected, and the others are kept.
     """
-    for place, line in _lines(path):
+    for place, line in json_lines(path):
         try:
             yield row_of_fields(json_object(line, place), path.parent, place)
         except DataError as error:
@@ -160,7 +160,7 @@ def json_object(line: bytes, place: str) -> dict[str, Any]:
 def first_object(path: Path) -> dict[str, Any] | None:
     """Return the first line that is a JSON object, None where there are no lines; `DataError` of the first where none is one."""
     fault: DataError | None = None
-    for place, line in _lines(path):
+    for place, line in json_lines(path):
         try:
             return json_object(line, place)
         except DataError as error:
@@ -168,6 +168,14 @@ def first_object(path: Path) -> dict[str, Any] | None:
     if fault is not None:
         raise fault
     return None
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (place, line) of JSON lines; a file that begins with `[` is one `DataError`, though its last line may be an object."""
+    for number, (place, line) in enumerate(_lines(path)):
+        if number == 0 and line.lstrip().startswith(b"["):
+            raise DataError(f"{place}: a JSON array; write one object per line")
+        yield place, line
 
 
 def first_line(path: Path) -> tuple[str, bytes]:

@@ -20,7 +20,7 @@ from isogloss.data._rows import Rejected, Row, cuts_of_rows, language_tag, name_
 from isogloss.data._tables import (
     first_line,
     first_object,
-    regular_lines,
+    json_lines,
     rows_of_fairseq,
     rows_of_folder,
     rows_of_json_lines,
@@ -69,8 +69,8 @@ def open_corpus(path: PathLike, *, language: str | None = None) -> CutSet:
 def iterate_corpus(path: PathLike, *, language: str | None = None) -> Iterator[MonoCut | Rejected]:
     """Yield each utterance of a corpus as a cut, or why its recording or its line cannot be used.
 
-    A line of JSON stands for itself. In other forms a fault puts the lines after it in doubt, and is a `DataError`; so are a file that
-    cannot be read to its end, and an id that comes twice.
+    A line of JSON stands for itself, and so does a language that is no code, in any form but Shar. Another fault of a line puts
+    those after it in doubt, and is a `DataError`; so are a file that cannot be read to its end, and an id that comes twice.
     """
     path = Path(path)
     form = form_of(path)
@@ -145,19 +145,16 @@ def _cuts_file(path: Path) -> Path:
 
 
 def _lhotse_cuts(path: Path, language: str | None) -> Iterator[MonoCut | Rejected]:
-    seen: dict[str, int] = {}
-    for number, line in regular_lines(path):
-        if not line.strip():
-            continue
-        place = f"{printable(path)}:{number}"
+    seen: dict[str, str] = {}
+    for place, line in json_lines(path):
         try:
             cut = _with_language(to_cut(parse_line(line, place), path.parent, place), language, place)
         except DataError as error:
             yield rejected_line(error, place)
             continue
         if cut.id in seen:
-            raise DataError(f"{place}: the id {cut.id!r} was used before, at line {seen[cut.id]}; ids must be unique")
-        seen[cut.id] = number
+            raise DataError(f"{place}: the id {cut.id!r} was used before, at {seen[cut.id]}; ids must be unique")
+        seen[cut.id] = place
         yield cut
 
 
