@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from isogloss.adapt.loss_measure import loss_measure
 from isogloss.cli.main import main
 from isogloss.encoders.base import Encoder
-from isogloss.encoders.language_edits import GatesConfig, LoraConfig, MasksConfig, edits_of, install
+from isogloss.encoders.language_edits import GatesConfig, LoraConfig, MasksConfig, edits_of, fixed_to, install
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.evaluation.feature_cache import hash_encoder
 from isogloss.evaluation.feature_files import read_feature_files
@@ -182,40 +184,51 @@ def test_gates_of_a_language_cannot_be_exported(
         assert "has gates (cs, sw), for one language either" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("by", ["loss", "errors"])
-def test_lesions_hear_a_language_as_corpora_spell_it(
-    by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def spoken(name: str, tags: dict[str, str]) -> Path:
-        folder = speech_corpus(tmp_path / name, [9000 + 400 * i for i in range(4)], languages="abcd")
-        cuts = [json.loads(line) for line in (folder / "cuts.jsonl").read_text().splitlines()]
-        for cut in cuts:
-            cut["supervisions"][0] |= {"language": tags[cut["supervisions"][0]["language"]], "text": "abc"}
-        write_cuts(folder / "cuts.jsonl", cuts)
-        return folder
+def spoken(folder: Path, tags: str) -> Path:
+    """Write a corpus of four short utterances in these languages."""
+    speech_corpus(folder, [9000 + 400 * i for i in range(4)])
+    cuts = [json.loads(line) for line in (folder / "cuts.jsonl").read_text().splitlines()]
+    for cut, tag in zip(cuts, tags.split(), strict=True):
+        cut["supervisions"][0] |= {"language": tag, "text": "abc"}
+    write_cuts(folder / "cuts.jsonl", cuts)
+    return folder
 
+
+def masked(folder: Path, objective: dict[str, Any]) -> Path:
+    """Save a model whose masks for cs and de differ."""
     encoder = tiny()
     install(encoder, MasksConfig(languages=("cs", "de")))
-    for matrix in encoder.modules():
-        if isinstance(edit := getattr(matrix, "edit", None), WeightMask):
-            for row in range(2):
-                edit.write(row, torch.rand(edit.shape, generator=torch.Generator().manual_seed(row)) > 0.3)
-    trained = {
-        "loss": {"name": "wav2vec2", "num_negatives": 5},
-        "errors": {"name": "ctc", "labels": {"symbols": [*"abc"]}},
-    }
-    save_model(tmp_path / "model", encoder, build_objective(trained[by], encoder), {})
-    plain = spoken("plain", {"a": "cs", "b": "de", "c": "cs", "d": "de"})
-    mixed = spoken("mixed", {"a": "cs-CZ", "b": "de", "c": "ces", "d": "DEU"})
+    for edit in edits_of(encoder).values():
+        assert isinstance(edit, WeightMask)
+        for row in range(2):
+            edit.write(row, torch.rand(edit.shape, generator=torch.Generator().manual_seed(row)) > 0.3)
+    save_model(folder, encoder, build_objective(objective, encoder), {})
+    return folder
+
+
+def test_lesions_hear_a_language_as_corpora_spell_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = masked(tmp_path / "model", {"name": "ctc", "labels": {"symbols": [*"abc"]}})
+    plain, mixed = spoken(tmp_path / "plain", "cs de cs de"), spoken(tmp_path / "mixed", "cs-CZ de ces DEU")
     found = []
-    for corpus, languages in ((plain, ()), (mixed, ("--language", "ces", "--language", "de-AT"))):
-        command = ("--from", tmp_path / "model", "--data", corpus, *languages, "--out", tmp_path / "out")
+    for corpus, languages in ((plain, ()), (mixed, ()), (mixed, ("--language", "ces", "--language", "de-AT"))):
+        command = ("--from", model, "--data", corpus, *languages, "--out", tmp_path / "out")
         assert run("languages", "lesions", *command) == 0
         assert "left out" not in capsys.readouterr().out
-        records = read_results(tmp_path / "out" / "lesions.jsonl")
-        found.append([(r.task, r.metric, pytest.approx(r.value, abs=1e-6)) for r in records])
+        found.append([(r.task, r.metric, r.value, r.meta) for r in read_results(tmp_path / "out" / "lesions.jsonl")])
     assert found[0]
-    assert found[0] == found[1]
-    part = spoken("part", {"a": "cs-CZ", "b": "de", "c": "ces", "d": "sw-KE"})
-    assert run("languages", "lesions", "--from", tmp_path / "model", "--data", part) == 0
+    assert found[0] == found[1] == found[2]
+    part = spoken(tmp_path / "part", "cs-CZ de ces sw-KE")
+    assert run("languages", "lesions", "--from", model, "--data", part) == 0
     assert "without a mask, left out: sw-KE" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_loss_of_a_language_is_that_of_it_in_all_regions(tmp_path: Path) -> None:
+    model = masked(tmp_path / "model", {"name": "wav2vec2", "num_negatives": 5})
+    counts = []
+    for name, tags in (("plain", "cs de cs de"), ("mixed", "cs-CZ de ces de-AT")):
+        encoder, measure = loss_measure(model, spoken(tmp_path / name, tags))
+        counts.append([measure(fixed_to(encoder, language), language) for language in ("cs", "de")])
+    for plain, mixed in zip(*counts, strict=True):
+        assert set(mixed.ids or ()) == set(plain.ids or ())
+        assert len(set(plain.ids or ())) == 2
+        assert mixed.counts_U2.sum(0) == pytest.approx(plain.counts_U2.sum(0), rel=1e-5)
