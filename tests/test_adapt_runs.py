@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from safetensors.torch import load_file
 
 import isogloss.adapt.run
 import training_fakes as fakes
-from isogloss.adapt._beside import beside, needs_controls
+from isogloss.adapt._beside import beside, check_rivals, needs_controls
 from isogloss.adapt._outcome import outcome
+from isogloss.adapt._utterances import TARGET, read_utterances, write_utterances
 from isogloss.adapt.base import AdaptRecipe, parse_adapt
+from isogloss.adapt.heldout import Utterance
 from isogloss.adapt.judge import HeldOutJudge
 from isogloss.adapt.run import adapt
 from isogloss.cli.main import main
@@ -308,11 +311,68 @@ def test_only_the_learning_rate_may_differ_beside_a_run_and_that_is_said(folder:
     assert len({record.system for record in same.differences}) == 1
     summary = json.loads((runs["random"] / "adapt.json").read_text())
     (runs["random"] / "adapt.json").write_text(json.dumps({**summary, "planned_updates": 7}))
-    with pytest.raises(ConfigError, match=r"must have the same number of updates .*: 7 there, 0 here"):
+    with pytest.raises(
+        ConfigError, match=r"must have the same number of updates .*: one of the two has a budget of zero"
+    ):
         beside(runs["found"], [runs["random"]])
     (runs["frozen"] / "utterances.jsonl").unlink()
-    with pytest.raises(DataError, match="give the command of that run again"):
+    with pytest.raises(DataError, match="make the run again in a new folder"):
         beside(runs["found"], [runs["frozen"]])
+
+
+def test_the_same_budget_in_other_numbers_of_updates_is_told_and_not_refused(folder: Path, tmp_path: Path) -> None:
+    once: dict[str, dict[str, Any]] = {"training": {"updates": None, "passes": 1}, "data": {"max_seconds": 1.5}}
+    masked, dense = (recipe_of(folder / "model", folder / "target", **once, method=m) for m in (MASKS, {}))
+    for name, own in (("masked", masked), ("dense", dense)):
+        adapt(own, tmp_path / name)
+    counts = [
+        json.loads((tmp_path / name / "adapt.json").read_text())["planned_updates"] for name in ("masked", "dense")
+    ]
+    assert counts[0] != counts[1]
+    check_rivals(masked, [tmp_path / "dense"])
+    compared = beside(tmp_path / "masked", [tmp_path / "dense"])
+    told = (
+        f"numbers of updates differ (random masks {counts[0]}, continued {counts[1]}): the budget of audio is the same"
+    )
+    assert compared.notes[0].startswith(told)
+    assert all(told in record.notes for record in compared.differences)
+    # another budget is found before anything is computed
+    longer: dict[str, dict[str, Any]] = {**once, "training": {"updates": None, "passes": 2}}
+    twice = recipe_of(folder / "model", folder / "target", **longer, method=MASKS)
+    with pytest.raises(
+        ConfigError, match=r"`training.passes` \(1.0 there, 2.0 here\); run it with the same options and an"
+    ):
+        check_rivals(twice, [tmp_path / "dense"])
+    # where only the micro-batches differ, the recipe that makes them alike is named, whichever of the two it is for
+    grouped: dict[str, dict[str, Any]] = {**once, "data": {"max_seconds": 1.5, "group_by": "language"}}
+    for method in (MASKS, {}):
+        with pytest.raises(ConfigError) as refused:
+            check_rivals(recipe_of(folder / "model", folder / "target", **grouped, method=method), [tmp_path / "dense"])
+        assert str(refused.value).endswith(f"as rivals have it: make {tmp_path / 'dense'} with it")
+        assert "`--recipe adapt/dense` is `continued`" in str(refused.value)
+    with pytest.raises(ConfigError, match="run it with the same options and another method"):
+        check_rivals(recipe_of(folder / "model", folder / "target", **grouped, method=MASKS), [tmp_path / "masked"])
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = recipe_of(folder / "model", folder / "target", training={"updates": 0}, method=MASKS)
+    for place in ("s0", "s1"):
+        adapt(nothing, tmp_path / place / "run")
+    own = tmp_path / "s0" / "run"
+    compared = beside(own, [tmp_path / "s1" / "run"])
+    system = "random masks (s0/run) − random masks (s1/run)"
+    assert {record.system for record in compared.differences} == {system}
+    monkeypatch.chdir(own)
+    assert {record.system for record in beside(Path(), [tmp_path / "s1" / "run"]).differences} == {system}
+
+
+def test_ids_with_separators_of_lines_in_them_are_read_back(tmp_path: Path) -> None:
+    utterances = [Utterance(f"a{mark}b", "fra", "s", 1.0, 2.0, 3.0) for mark in "\x85\u2028\x0b\r\n"]
+    figures: Any = SimpleNamespace(target=utterances, source=None)
+    write_utterances(tmp_path, figures, figures)
+    assert read_utterances(tmp_path) == {TARGET: utterances}
 
 
 class Last(HeldOutJudge):

@@ -14,6 +14,7 @@ from isogloss.adapt.base import AdaptRecipe
 from isogloss.adapt.mixture import mixture_differences, mixture_identity
 from isogloss.adapt.report import SYSTEMS, paired_records
 from isogloss.core.errors import ConfigError
+from isogloss.core.paths import last_parts
 from isogloss.evaluation.tables import ResultRecord, read_results
 from isogloss.training.recipe import changed_settings
 
@@ -21,6 +22,8 @@ FOUND = ("taylor", "taylor-squared", "lottery")  # masks of single languages tha
 CONTROLS = ("random masks", "one-hot")
 FROZEN = ", what is shared frozen"
 _SWEPT = "optim.lr"  # swept for each arm, as it should be
+_GROUPING = "data.group_by"
+_AGAIN = "run it with the same options and another method"
 _OF_MASKS = ("method.sparsity", "method.scope")
 
 
@@ -67,8 +70,7 @@ def check_rivals(recipe: AdaptRecipe, others: Sequence[Path], replay_data: Path 
     for folder in others:
         summary = _summary(folder)
         _check(folder, summary, "this run", recipe.tree(), identity)
-        if (summary["planned_updates"] == 0) != recipe.is_empty:
-            _refuse(folder, "this run", "number of updates", "one of the two has a budget of zero")
+        _check_length(folder, summary, "this run", is_empty=recipe.is_empty)
         read_utterances(folder)
 
 
@@ -82,11 +84,9 @@ def beside(run_dir: Path, others: Sequence[Path]) -> Comparison:
     folders, summaries = [run_dir, *others], [own, *(_summary(folder) for folder in others)]
     for folder, summary in zip(folders[1:], summaries[1:], strict=True):
         _check(folder, summary, str(run_dir), own["config"], _made_of(run_dir))
-        if summary["planned_updates"] != own["planned_updates"]:
-            told = f"{summary['planned_updates']} there, {own['planned_updates']} here"
-            _refuse(folder, str(run_dir), "number of updates", told)
+        _check_length(folder, summary, str(run_dir), is_empty=own["planned_updates"] == 0)
     names = _names(folders, summaries)
-    note = _note_on_rates(names, summaries)
+    note = [*_note_on_rates(names, summaries), *_note_on_updates(names, summaries)]
     differences: list[ResultRecord] = []
     records = [replace(row, system=f"{names[0]}: {row.system}") for row in read_results(run_dir / "results.jsonl")]
     mine = read_utterances(run_dir)
@@ -123,16 +123,32 @@ def _check(folder: Path, summary: Mapping[str, Any], own: str, config: Mapping[s
         if key != _SWEPT and (not key.startswith("method.") or (both_masked and key in _OF_MASKS))
     ]
     if told:
-        _refuse(folder, own, "settings", ", ".join(told))
+        _refuse(folder, own, "settings", ", ".join(told), _advice(folder, own, changed, summary["config"], config))
     audio = mixture_differences(_made_of(folder), made_of)
     if audio:
         _refuse(folder, own, "audio", ", ".join(audio))
 
 
-def _refuse(folder: Path, own: str, what: str, told: str) -> None:
+def _check_length(folder: Path, summary: Mapping[str, Any], own: str, *, is_empty: bool) -> None:
+    """Refuse a run that trained beside one that did not; budgets otherwise are settings."""
+    if (summary["planned_updates"] == 0) != is_empty:
+        _refuse(folder, own, "number of updates", "one of the two has a budget of zero")
+
+
+def _advice(
+    folder: Path, own: str, changed: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> str:
+    """Return how to make two runs comparable: the recipe of `continued` mixes languages in a micro-batch, its rivals' do not."""
+    if _GROUPING in changed:
+        for name, config in ((str(folder), theirs), (own, ours)):
+            if config["method"]["name"] == "continued" and config["data"]["group_by"] != "language":
+                return f"`--recipe adapt/dense` is `continued` with a language in each micro-batch, as rivals have it: make {name} with it"
+    return _AGAIN
+
+
+def _refuse(folder: Path, own: str, what: str, told: str, advice: str = _AGAIN) -> None:
     raise ConfigError(
-        f"{folder}: must have the same {what} as {own} to be compared with it, but has not: {told}; run it with the same options and "
-        "another method"
+        f"{folder}: must have the same {what} as {own} to be compared with it, but has not: {told}; {advice}"
     )
 
 
@@ -147,8 +163,11 @@ def _names(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> l
     if len(set(rates)) > 1:
         names = [f"{name}, lr {rate:g}" for name, rate in zip(names, rates, strict=True)]
     counts = Counter(names)
+    resolved = [folder.resolve() for folder in folders]
+    distinct = list(dict.fromkeys(resolved))
+    places = dict(zip(distinct, last_parts(distinct), strict=True))
     return [
-        f"{name} ({folder.name})" if counts[name] > 1 else name for name, folder in zip(names, folders, strict=True)
+        f"{name} ({places[folder]})" if counts[name] > 1 else name for name, folder in zip(names, resolved, strict=True)
     ]
 
 
@@ -156,6 +175,18 @@ def _note_on_rates(names: Sequence[str], summaries: Sequence[Mapping[str, Any]])
     if len({summary["config"]["optim"]["lr"] for summary in summaries}) == 1:
         return []
     return [f"learning rates differ ({'; '.join(names)}), which is fair only where each was swept in the same way"]
+
+
+def _note_on_updates(names: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note where the same budget of audio was divided into other numbers of updates."""
+    counts = [summary["planned_updates"] for summary in summaries]
+    if len(set(counts)) == 1:
+        return []
+    told = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    return [
+        f"numbers of updates differ ({told}): the budget of audio is the same, but what an update holds depends on how micro-batches are "
+        "filled and on the number of processes"
+    ]
 
 
 def _summary(folder: Path) -> dict[str, Any]:

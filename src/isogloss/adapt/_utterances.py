@@ -33,16 +33,17 @@ def read_utterances(run_dir: Path, when: str = "after") -> dict[str, Sequence[Ut
     """Return the utterances of each corpus, as the model was `when`; `DataError` where the run has none."""
     found: dict[str, list[Utterance]] = {}
     try:
-        for line in (run_dir / FILE).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row.pop("when") == when:
-                dataset = row.pop("dataset")
-                for key in ("correct", "loss", "count"):
-                    row[key] = math.nan if row[key] is None else float(row[key])
-                found.setdefault(dataset, []).append(Utterance(**row))
+        with (run_dir / FILE).open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if row.pop("when") == when:
+                    dataset = row.pop("dataset")
+                    for key in ("correct", "loss", "count"):
+                        row[key] = math.nan if row[key] is None else float(row[key])
+                    found.setdefault(dataset, []).append(Utterance(**row))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{run_dir / FILE}: must hold what every utterance was measured to be, but cannot be read; usually because an older isogloss "
-            "made the run; give the command of that run again, which goes through no update twice"
+            "made the run; make the run again in a new folder"
         ) from None
     return dict(found)
