@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from isogloss.core import dist
+from isogloss.core.errors import ConfigError
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader
+from isogloss.training.checkpoint import Checkpoints
 from isogloss.training.job import Job
 from isogloss.training.recipe import Recipe, TrainingConfig
 
@@ -21,18 +30,19 @@ def budget_seconds(training: TrainingConfig, corpus_seconds: float) -> float | N
 def with_small_updates(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe with updates of which its budget has `ENOUGH`, and a sentence where that took smaller ones.
 
-    An update stays as long as the longest utterance, and keeps its number of micro-batches as far as an utterance fits into each.
+    An update stays as long as the longest utterance and as what its processes need to have some each. It keeps its number of
+    micro-batches as far as an utterance fits into each.
     """
     data, index = recipe.data, CorpusIndex.open(recipe.data.path)
     budget = budget_seconds(recipe.training, index.seconds)
     if budget is None:
         return recipe, []
     longest = min(float(index.durations.max()), data.max_seconds)
-    seconds = max(budget / ENOUGH, longest)
+    seconds = max(budget / ENOUGH, longest, _least_seconds(recipe, index))
     if seconds >= data.seconds_per_update:
         return recipe, []
-    micro = max(data.micro_batch_seconds * seconds / data.seconds_per_update, data.max_seconds)
-    smaller = {"seconds_per_update": seconds, "micro_batch_seconds": min(micro, data.micro_batch_seconds)}
+    micro = min(data.micro_batch_seconds * seconds / data.seconds_per_update, seconds / _num_bins(recipe))
+    smaller = {"seconds_per_update": seconds, "micro_batch_seconds": max(micro, data.max_seconds)}
     said = (
         f"`data.seconds_per_update` is {seconds:.3g} instead of {data.seconds_per_update:g}: the budget is {budget:.3g} s of audio, which "
         f"would be {budget / data.seconds_per_update:.2g} updates"
@@ -48,11 +58,68 @@ def fill_budget(job: Job, recipe: Recipe) -> list[str]:
     budget = budget_seconds(recipe.training, CorpusIndex.open(recipe.data.path).seconds)
     if budget is None:
         return []
-    if job.total_updates <= _COUNTED and isinstance(job.loader, SpeechLoader):
-        job.total_updates = job.loader.num_updates(budget)
+    job.total_updates = updates_in(job, recipe, budget)
     if job.total_updates >= ENOUGH:
         return []
     return [
         f"the budget is {job.total_updates} update{'s' * (job.total_updates != 1)} only, in which little can be learned; give more "
         "`--passes`, or more audio"
     ]
+
+
+def updates_in(job: Job, recipe: Recipe, seconds: float) -> int:
+    """Return how many updates hold so many seconds of audio: counted where they are few, else from the size of one."""
+    size = max(recipe.data.seconds_per_update, _least_seconds(recipe, CorpusIndex.open(recipe.data.path)))
+    nominal = max(1, math.ceil(seconds / size))
+    if nominal <= _COUNTED and isinstance(job.loader, SpeechLoader):
+        return job.loader.num_updates(seconds)
+    return nominal
+
+
+def set_measurements(job: Job, recipe: Recipe, passes: float) -> None:
+    """Have a job measured, and a checkpoint of it kept, after every so many passes through its audio."""
+    every = updates_in(job, recipe, passes * CorpusIndex.open(recipe.data.path).seconds)
+    # However many checkpoints are kept, the loop spares the best.
+    schedule = {"probe_every": every, "checkpoint_every": every}
+    job.training = job.training.model_copy(update=schedule)
+    job.config = {**job.config, "training": {**job.config["training"], **schedule}}
+
+
+def check_length(job: Job, run_dir: Path) -> None:
+    """Note how many updates a run has, and refuse to go on with one that was begun with another number: `ConfigError`.
+
+    Its learning rates were those of another length, and one that is finished would train on.
+    """
+    mark, old = run_dir / "plan.json", None
+    if Checkpoints(run_dir, job.training.keep).steps():
+        for file, key in ((run_dir / "adapt.json", "planned_updates"), (mark, "total_updates")):
+            if file.exists():
+                old = json.loads(file.read_text(encoding="utf-8"))[key] or old
+    if old not in (None, job.total_updates):
+        raise ConfigError(
+            f"{run_dir} was begun with {old} updates, but the same budget is {job.total_updates} now; usually because the number of "
+            "processes is another one, or an older isogloss counted them; go on with as many processes as before, or make the run again "
+            "in a new folder"
+        )
+    mark.write_text(json.dumps({"total_updates": job.total_updates}) + "\n", encoding="utf-8")
+
+
+def _num_bins(recipe: Recipe) -> int:
+    """Return of what number the bins of an update are a multiple."""
+    return math.lcm(dist.world_size(), recipe.data.bins_multiple_of)
+
+
+def _least_seconds(recipe: Recipe, index: CorpusIndex) -> float:
+    """Return about how much an update holds at least, where every one of its bins holds one draw.
+
+    A draw is an utterance, or a micro-batch where those hold one language each. The recipe does not tell whether the objective wants
+    that too; then it is more than this.
+    """
+    data = recipe.data
+    lengths = np.minimum(index.durations[index.durations >= data.min_seconds].astype(np.float64), data.max_seconds)
+    if not len(lengths):
+        return 0.0
+    mean = float(lengths.mean())
+    # A micro-batch is at least as long as the longest utterance may be, and on average lacks half an utterance.
+    draw = max(mean, data.max_seconds - mean / 2) if data.grouping(None) else mean
+    return _num_bins(recipe) * draw

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from isogloss.adapt._budget import fill_budget, with_small_updates
+from isogloss.adapt._budget import check_length, fill_budget, set_measurements, with_small_updates
 from isogloss.adapt._edited import edits_of_model
 from isogloss.adapt._figures import Figures, measure, open_corpora
 from isogloss.adapt._outcome import put_in
@@ -24,7 +24,6 @@ from isogloss.adapt.mixture import Mixture, prepare_mixture
 from isogloss.adapt.report import Choice, adaptation_records
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError
-from isogloss.data.index import CorpusIndex
 from isogloss.evaluation.quick import NOTHING_MEASURED
 from isogloss.evaluation.tables import ResultRecord, write_results
 from isogloss.training.checkpoint import Checkpoints
@@ -97,6 +96,9 @@ def adapt(
             resolved = resolved.model_copy(update={"data": resolved.data.model_copy(update={"units": units})})
         job: Job = method.build(resolved, method.Config.model_validate(recipe.method), run_dir)
         said += fill_budget(job, resolved)
+        set_measurements(job, resolved, recipe.adapt.evaluate_every)
+        if not recipe.is_empty:
+            on_main(lambda: check_length(job, run_dir))
         if job.start is not None and not recipe.is_empty:
             job.start.notes += said
         learner = job.learner.to(device)
@@ -185,15 +187,10 @@ def _same_method(recipe: AdaptRecipe, run_dir: Path) -> None:
 
 
 def _with_corpus(recipe: AdaptRecipe, mixture: Mixture) -> tuple[Recipe, list[str]]:
-    """Return the recipe on the mixture, with a measurement and a checkpoint every so many passes, and what must be said of it."""
+    """Return the recipe on the mixture, and what must be said of it."""
     corpus = {"path": str(mixture.train), "languages": None}
     own = recipe.recipe.model_copy(update={"data": recipe.recipe.data.model_copy(update=corpus)})
-    own, said = with_small_updates(own)
-    per_pass = CorpusIndex.open(mixture.train).seconds / own.data.seconds_per_update
-    every = max(1, round(recipe.adapt.evaluate_every * per_pass))
-    # However many checkpoints are kept, the loop spares the best.
-    schedule = {"probe_every": every, "checkpoint_every": every}
-    return own.model_copy(update={"training": own.training.model_copy(update=schedule)}), said
+    return with_small_updates(own)
 
 
 def _keep_start(job: Job, run_dir: Path) -> None:
