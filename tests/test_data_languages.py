@@ -81,7 +81,14 @@ def test_an_option_takes_what_registries_know_and_private_tags(code: str) -> Non
 
 
 def test_an_option_refuses_other_names_and_tells_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"`mboshi` is no language .*; near it is `mdw` \(Mbosi\)"):
+    with pytest.raises(ConfigError, match=r"^`--language`: `mboshi` is no language .*; near it is `mdw` \(Mbosi\)"):
         known_language("mboshi")
     with pytest.raises(ConfigError, match=r"`zz9` is no language that a registry knows; give an ISO 639"):
         known_language("zz9")
+
+
+@pytest.mark.parametrize("code", ["??", "", "中文", "a\nb", "x" * 200])
+def test_an_option_that_is_no_code_at_all_is_told_like_one_that_nobody_knows(code: str) -> None:
+    with pytest.raises(ConfigError, match=r"^`--language`: a language code must ") as caught:
+        known_language(code)
+    assert str(caught.value).isprintable()

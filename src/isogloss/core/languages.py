@@ -81,12 +81,15 @@ def language_of_folder(name: str) -> Language | None:
 
 
 def known_language(code: str) -> Language:
-    """Return the language that a user's option names; one that no registry knows is a `ConfigError` with the nearest names."""
-    language = normalize_language(code)
+    """Return the language that `--language` names; what is no code, or in no registry, is a `ConfigError` with the nearest names."""
+    try:
+        language = normalize_language(code)
+    except DataError as error:
+        raise ConfigError(f"`--language`: {error}") from None
     if not (language.is_known or language.is_private):
         raise ConfigError(
-            f"`{code}` is no language that a registry knows{nearest_languages(code)}; give an ISO 639 or BCP-47 code or an English name, "
-            "and `mis-x-NAME` (at most eight letters) for a language that has none"
+            f"`--language`: `{code}` is no language that a registry knows{nearest_languages(code)}; give an ISO 639 or "
+            "BCP-47 code or an English name, and `mis-x-NAME` (at most eight letters) for a language that has none"
         )
     return language
 
