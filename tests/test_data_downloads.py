@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +143,26 @@ def test_the_form_of_another_corpus_is_not_voxlingua107(name: str, tmp_path: Pat
     with pytest.raises(DataError, match=f"not the form of VoxLingua107.*try `isogloss corpus import {name}`"):
         import_corpus("voxlingua107", tmp_path / "down", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["voxlingua107", "common-voice"])
+def test_the_form_is_found_without_a_look_at_each_recording(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = LAYOUTS[name](tmp_path / "down")
+    if name == "common-voice":  # a single locale: its clips are the next folder to look into
+        folder = folder / "cv-corpus-x" / "rw"
+    looked_at: list[Path] = []
+    stat = Path.stat
+
+    def noted(path: Path, **options: Any) -> os.stat_result:
+        looked_at.append(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", noted)
+    READERS[name](folder)
+    assert looked_at
+    assert not [path for path in looked_at if path.suffix in (".wav", ".mp3", ".flac")]
 
 
 def test_folders_below_a_language_are_not_merged(tmp_path: Path) -> None:

@@ -117,13 +117,8 @@ def _fleurs_rows(table: Path, part: str) -> Iterator[Row]:
 
 def _common_voice(folder: Path) -> Parts:
     """`LOCALE/train.tsv` with its `clips/`, for one locale or many, also below the folder of a release."""
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
-    places += [
-        inner
-        for place in places[1:]
-        for inner in sorted(place.iterdir())
-        if inner.is_dir() and not (place / "clips").is_dir()
-    ]
+    places = [folder, *_subfolders(folder)]
+    places += [inner for place in places[1:] if not (place / "clips").is_dir() for inner in _subfolders(place)]
     locales = [place for place in places if (place / "clips").is_dir() and (place / "train.tsv").is_file()]
     if not locales:
         raise DataError(f"{printable(folder)}: has no `LOCALE/train.tsv` with `clips/` beside it, as Common Voice has")
@@ -173,14 +168,20 @@ def _voxlingua107(folder: Path) -> Parts:
 
 def _other_form(folder: Path) -> tuple[str, str] | None:
     """Return the importer of a folder that has the marks of another corpus than VoxLingua107, and the mark."""
-    near = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
-    for place in (*near, *(inner for p in near[1:] for inner in sorted(p.iterdir()) if inner.is_dir())):
+    near = [folder, *_subfolders(folder)]
+    for place in (*near, *(inner for p in near[1:] for inner in _subfolders(p))):
         table = next((f"{part}.tsv" for part in _PARTS if (place / f"{part}.tsv").is_file()), None)
         if table is not None:
             return "common-voice" if (place / "clips").is_dir() else "fleurs", f"`{printable(place / table)}`"
         if place.parent.name in _PARTS and place.name in _COUNTRIES:
             return "adi17", f"`{printable(place)}`"
     return None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, in order; its files, which may be millions, are neither kept nor looked at."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
 
 
 def _adi17(folder: Path) -> Parts:
