@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from isogloss.evaluation.labels import (
     ipa_segments,
     phone_sequence,
 )
-from isogloss.evaluation.layer_weights import fit_layer_mixture
+from isogloss.evaluation.layer_weights import fit_layer_mixture, stack_layers
 from isogloss.evaluation.linear import fit_path
-from isogloss.evaluation.probes import ProbeSplits, best_on_dev, gather_frames, probe_phones, speaker_of
+from isogloss.evaluation.probe_records import weighted_records
+from isogloss.evaluation.probes import ProbeSplits, SearchBudget, best_on_dev, gather_frames, probe_phones, speaker_of
 from isogloss.evaluation.spectral import SpectralSource
 from isogloss.evaluation.weighted_probe import probe_weighted
 from planted import PHONES, PlantedSource, make_cut, planted_splits, random_cuts
@@ -185,7 +187,7 @@ def test_learned_layer_weights_find_the_planted_layer() -> None:
     values = {layer: torch.randn(3000, 16, generator=rng) for layer in range(4)}
     values[2] = values[2] * 0.5 + torch.nn.functional.one_hot(labels, 16).float() * 3
     values[3] = values[3] * 50  # large and useless
-    mixture = fit_layer_mixture(values, labels, 4)
+    mixture = fit_layer_mixture(stack_layers(values.values(), 4), tuple(values), labels, 4)
     assert mixture.weights_L.sum() == pytest.approx(1.0)
     assert mixture.weights_L.argmax() == 2
     assert mixture.weights_L[2] > 0.7
@@ -220,6 +222,54 @@ def test_a_weighted_probe_does_not_depend_on_the_order_of_the_layers(
     assert found.weights == expected.weights
     assert found.told == expected.told
     assert found.probe.accuracy == expected.probe.accuracy > 0.9
+
+
+class Wide(PlantedSource):
+    """The planted source eight times over, whose layers of noise may be of another width or rate."""
+
+    layers = tuple(range(8))
+
+    def __init__(self, odd: Callable[[np.ndarray], np.ndarray] = lambda values_SD: values_SD) -> None:
+        super().__init__(width=64)
+        self.odd = odd
+
+    def features(self, cut: Any) -> Mapping[int, np.ndarray]:
+        planted = super().features(cut)[1]
+        return {layer: self.odd(planted) if layer == 7 else planted for layer in self.layers}
+
+
+def test_a_weighted_probe_keeps_the_frames_of_one_layer_at_a_time(splits: ProbeSplits) -> None:
+    """All labelled frames of all layers would be eight times those of one, which were kept before the sample was drawn."""
+    budget = SearchBudget(weight_decays=(1e-3,), max_train_frames=50, max_dev_frames=50)
+
+    def peak(probe: Callable[[], object]) -> int:
+        tracemalloc.start()
+        probe()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    probe_weighted(PlantedSource(), splits, budget=budget)  # what is imported for the first time is not counted
+    one = peak(lambda: probe_phones(Wide(), splits, layers=[1], budget=budget))
+    assert peak(lambda: probe_weighted(Wide(), splits, budget=budget)) < 2 * one
+
+
+@pytest.mark.parametrize("odd", [lambda values_SD: values_SD[:, :5], lambda values_SD: values_SD[::2]])
+def test_layers_of_several_widths_or_rates_are_not_mixed(
+    splits: ProbeSplits, odd: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    with pytest.raises(ConfigError, match="differ in width or rate"):
+        probe_weighted(Wide(odd), splits)
+
+
+def test_a_weighted_record_says_how_its_mixture_was_fitted(splits: ProbeSplits) -> None:
+    budget = SearchBudget(weight_decays=(1e-3,), max_train_frames=200)
+    found = probe_weighted(PlantedSource(), splits, budget=budget)
+    assert not found.probe.is_converged
+    (record,) = weighted_records(found, dataset="planted")
+    said = record.meta["budget"]
+    assert "max_iterations" not in said  # that is of the solver for one layer
+    assert {key: said[key] for key in ("epochs", "max_train_frames")} == {"epochs": 20, "max_train_frames": 200}
 
 
 def test_recordings_are_not_called_speakers(splits: ProbeSplits) -> None:

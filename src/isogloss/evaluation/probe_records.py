@@ -56,10 +56,13 @@ def phone_records(
 def weighted_records(
     found: WeightedProbe, *, dataset: str, synthetic_speech: bool = False, notes: str = ""
 ) -> list[ResultRecord]:
-    """Return the record of a mixture of layers; its `meta` has the weight of each."""
+    """Return the record of a mixture of layers; its `meta` has the weight of each, and the passes that fitted them as `budget`."""
     probe = found.probe
     records = phone_records([probe], probe, dataset=dataset, synthetic_speech=synthetic_speech, notes=notes)
-    return [replace(r, meta={**r.meta, "layer": "weighted", "layers": {}, "weights": found.weights}) for r in records]
+    budget = {**asdict(probe.budget), **asdict(found.fitting)}
+    del budget["max_iterations"]  # of the solver for one layer
+    changed = {"layer": "weighted", "layers": {}, "weights": found.weights, "budget": budget}
+    return [replace(r, meta={**r.meta, **changed}) for r in records]
 
 
 def phone_counts(probe: PhoneProbe) -> Any:
