@@ -17,6 +17,7 @@ from lhotse.utils import fastcopy
 from safetensors.torch import load_file
 
 import training_fakes as fakes
+from isogloss.adapt._budget import with_small_updates
 from isogloss.adapt.base import AdaptRecipe, find_method, method_names, parse_adapt
 from isogloss.adapt.guard import refuse_test_audio
 from isogloss.adapt.heldout import Scores
@@ -26,7 +27,10 @@ from isogloss.adapt.run import adapt
 from isogloss.cli.main import main
 from isogloss.core.errors import ConfigError, DataError, TrainingError
 from isogloss.core.types import LossTerms
+from isogloss.data.index import CorpusIndex
 from isogloss.data.inputs import open_corpus
+from isogloss.data.loader import SpeechLoader
+from isogloss.data.sampler import Planner
 from isogloss.encoders.presets import build_encoder, preset
 from isogloss.hub.save import save_model
 from isogloss.objectives.base import build_objective
@@ -393,3 +397,48 @@ def test_two_lengths_of_a_run_are_named(model: Path, target: Path) -> None:
             recipe(model, target, training={"passes": passes, "updates": 5})
         assert f"there are `training.updates` = 5 and `training.passes` = {passes}; leave one out" in str(told.value)
         assert "{" not in str(told.value)
+
+
+def test_it_is_measured_after_passes_as_they_are_heard(model: Path, target: Path, tmp_path: Path) -> None:
+    # Updates of 1.2 s hold one utterance of 0.8 s on average, so a pass is more of them than its seconds divided by 1.2.
+    data = {"seconds_per_update": 1.2, "micro_batch_seconds": 1.2}
+    result = adapt(recipe(model, target, data=data, training={"passes": 2}, adapt={"patience": 99}), tmp_path)
+    measured = [row["step"] for row in fakes.read_log(tmp_path, "probe")]
+    assert measured == [pytest.approx(result.last_step / 2, abs=1), result.last_step]
+    assert measured[0] > 1.1 * result.summary["target_seconds"] / 1.2
+
+
+@pytest.mark.parametrize("grouping", ["none", "language"])
+def test_small_updates_are_as_long_as_what_their_processes_take(
+    model: Path, target: Path, monkeypatch: pytest.MonkeyPatch, grouping: str
+) -> None:
+    data = {"seconds_per_update": 600.0, "micro_batch_seconds": 60.0, "group_by": grouping}
+    for world, multiple in ((8, 1), (1, 8), (2, 4), (4, 6)):
+        bins = math.lcm(world, multiple)
+        monkeypatch.setattr("isogloss.core.dist.world_size", lambda world=world: world)
+        own = recipe(model, target, data={**data, "bins_multiple_of": multiple}, training={"passes": 1}).recipe
+        small, _ = with_small_updates(own)
+        planner = Planner(
+            CorpusIndex.open(target), small.data, seed=1, world_size=world, grouping=small.data.grouping(None)
+        )
+        updates = [planner.next().bins for _ in range(20)]
+        assert {len(items) for items in updates} == {bins}
+        held = sum(item.num_samples for items in updates for one in items for item in one) / 16_000 / len(updates)
+        assert held == pytest.approx(small.data.seconds_per_update, rel=0.15)
+
+
+def test_a_run_of_another_length_is_not_gone_on_with(
+    model: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(model, target, training={"passes": 1}, adapt={"patience": 99})
+    first = adapt(asked, tmp_path)
+    monkeypatch.setattr(SpeechLoader, "num_updates", lambda loader, seconds: first.last_step + 3)
+    told = rf"was begun with {first.last_step} updates, but the same budget is {first.last_step + 3} now; .* in a new folder"
+    with pytest.raises(ConfigError, match=told):
+        adapt(asked, tmp_path)
+    # a run that an older isogloss made says it as well
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(ConfigError, match=told):
+        adapt(asked, tmp_path)
+    monkeypatch.undo()
+    assert adapt(asked, tmp_path).last_step == first.last_step
