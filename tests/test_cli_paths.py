@@ -108,8 +108,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == old)
     check_file(old)  # in a folder that cannot be written, as /dev/stdout is
-    with pytest.raises(ConfigError, match="cannot be written by you"):
-        check_file(tmp_path / "a.jsonl")
+    for place, is_replaced in ((tmp_path / "a.jsonl", False), (old, True)):
+        with pytest.raises(ConfigError, match="cannot be written by you"):
+            check_file(place, is_replaced=is_replaced)
 
 
 def test_a_link_to_nowhere_is_no_folder(tmp_path: Path) -> None:

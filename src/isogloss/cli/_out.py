@@ -24,17 +24,20 @@ def check_folder(out: Path | None, option: str = "--out") -> None:
         )
 
 
-def check_file(out: Path | None, option: str = "--out") -> None:
-    """Refuse a file that cannot be made or written; nothing is made yet, and None is no place."""
+def check_file(out: Path | None, option: str = "--out", *, is_replaced: bool = False) -> None:
+    """Refuse a file that cannot be made or written; nothing is made yet, and None is no place.
+
+    One that `is_replaced` is written beside the old one, and takes its place: its folder is written, too.
+    """
     if out is None:
         return
     if out.is_dir():
         raise ConfigError(f"`{option} {out}` must be a file, but is a folder; name a file in it")
     if out.exists():
-        # What is there is written in place, and its folder is left as it is: /dev/stdout, a file that a group shares.
         if not os.access(out, os.W_OK):
             raise ConfigError(
                 f"`{option} {out}` cannot be written by you; change its permissions, or choose another place"
             )
-        return
+        if not is_replaced:
+            return  # whoever may write to its folder: /dev/stdout, a file that a group shares
     check_folder(out.parent, option)

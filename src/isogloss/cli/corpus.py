@@ -262,7 +262,7 @@ def stats(
     for path in out or []:
         if path.suffix not in (".md", ".csv", ".json"):
             raise ConfigError(f"`--out {path}` must end in .md, .csv or .json")
-        check_file(path)
+        check_file(path, is_replaced=True)
     with progress("reading", "cuts") as tell:
         cuts = []
         for corpus in corpora:
