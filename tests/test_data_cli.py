@@ -117,6 +117,7 @@ def test_languages_that_nobody_knows_are_told(tmp_path: Path, capfd: pytest.Capt
         assert "`--language`: `klingonish` is no language that a registry knows; near it is `tlh` (Klingon)" in told
         told = fails(capfd, 2, verb[0], folder, *verb[1:], "--language", "??")
         assert "`--language`: a language code must have letters a to z, but is '??'" in told
+        assert "`--language`: a language code must be" in fails(capfd, 2, verb[0], folder, *verb[1:], "--language", "")
 
 
 def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

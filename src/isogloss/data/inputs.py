@@ -179,7 +179,7 @@ class _ShardCuts:
 
 
 def _tag(language: str | None) -> str | None:
-    return known_language(language).tag if language else None
+    return known_language(language).tag if language is not None else None
 
 
 def _with_language(cut: MonoCut, language: str | None, place: str) -> MonoCut:
