@@ -425,6 +425,11 @@ def test_small_updates_are_as_long_as_what_their_processes_take(
         assert {len(items) for items in updates} == {bins}
         held = sum(item.num_samples for items in updates for one in items for item in one) / 16_000 / len(updates)
         assert held == pytest.approx(small.data.seconds_per_update, rel=0.15)
+    monkeypatch.undo()
+    # each process has a micro-batch of its own, which is then shorter
+    long = {**data, "micro_batch_seconds": 300.0, "bins_multiple_of": 4}
+    small, _ = with_small_updates(recipe(model, target, data=long, training={"passes": 10}).recipe)
+    assert small.data.micro_batch_seconds == pytest.approx(small.data.seconds_per_update / 4)
 
 
 def test_a_run_of_another_length_is_not_gone_on_with(
