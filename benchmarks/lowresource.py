@@ -49,15 +49,7 @@ from isogloss.training.parallel import Learner
 from isogloss.training.recipe import find_recipe, load_recipe, merge_trees, parse_recipe, recipe_tree
 
 ARMS = ("pretrained", "sapt", "source", "untrained")
-PRETRAIN = (
-    "encoder.preset=conformer-tiny",
-    "encoder.num_layers=4",
-    "objective.num_codes=256",
-    "objective.start_probability=0.02",
-    "objective.mask_span=20",
-    "optim.lr=1e-3",
-    "schedule.warmup=0.05",
-)
+PRETRAIN = "pretrain/best_rq-field"
 AUDIO = (
     "data.seconds_per_update=12",
     "data.micro_batch_seconds=12",
@@ -109,6 +101,7 @@ class Plan:
     minutes: tuple[float, ...]
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
+    head_rate: float | None
     adapt_rates: tuple[float, ...]
 
 
@@ -124,6 +117,7 @@ def main() -> None:
     parser.add_argument("--finetune-updates", type=int, nargs="+", default=[400, 700], help="one for each of --minutes")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning: order of the audio, head, masks")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3], help="learning rates of fine-tuning")
+    parser.add_argument("--head-rate", type=float, help="learning rate of the new head; that of the encoder by default")
     parser.add_argument("--adapt-rates", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     options = parser.parse_args()
@@ -138,6 +132,7 @@ def main() -> None:
         tuple(options.minutes),
         tuple(range(1, options.seeds + 1)),
         tuple(options.rates),
+        options.head_rate,
         tuple(options.adapt_rates),
     )
     targets = [parsed(text) for text in options.target]
@@ -244,7 +239,7 @@ def pretrained(plan: Plan) -> Path:
         corpus = source_corpus(plan)
         say(f"pretraining, {plan.pretrain_updates} updates")
         own = [f"data.path={json.dumps(str(corpus))}", f"training.updates={plan.pretrain_updates}", "training.seed=1"]
-        train(load_recipe("pretrain/best_rq-small", [*PRETRAIN, *AUDIO, *own, "training.checkpoint_every=500"]), run)
+        train(load_recipe(PRETRAIN, [*AUDIO, *own, "training.checkpoint_every=500"]), run)
     return run / "model"
 
 
@@ -284,7 +279,7 @@ def masked_accuracy(plan: Plan, model: Path, corpus: Path) -> float:
         objective = build_objective(loaded.objective_tree, loaded.encoder)
         objective.take_heads(loaded.head_tensors)
         learner = Learner(loaded.encoder, objective)
-        recipe = load_recipe("pretrain/best_rq-small", [f"data.path={json.dumps(str(corpus))}", *PRETRAIN, *AUDIO])
+        recipe = load_recipe(PRETRAIN, [f"data.path={json.dumps(str(corpus))}", *AUDIO])
         means = score(learner, heldout_batches(recipe, corpus, learner, max_seconds=120.0)).means()
         file.write_text(json.dumps(means["accuracy"]))
     return float(json.loads(file.read_text()))
@@ -319,7 +314,7 @@ def run_of(plan: Plan, target: Target, model: Path, size: int, rate: float, seed
         plan.out
         / "runs"
         / f"{target.name}-{target.unit}-{plan.minutes[size]:g}"
-        / f"{model.parent.name}-ft{rate:g}-s{seed}"
+        / f"{model.parent.name}-ft{rate:g}{'' if plan.head_rate is None else f'-head{plan.head_rate:g}'}-s{seed}"
     )
 
 
@@ -337,7 +332,7 @@ def finetuned(plan: Plan, target: Target, model: Path, size: int, rate: float, s
         f"data.path={json.dumps(str(corpora[f'labelled-{plan.minutes[size]:g}']))}",
         f"task.labels.unit={target.unit}",
         f"optim.lr={rate}",
-        f"optim.head_lr={rate}",
+        f"optim.head_lr={rate if plan.head_rate is None else plan.head_rate}",
         f"training.updates={plan.finetune_updates[size]}",
         f"training.seed={seed}",
     ]

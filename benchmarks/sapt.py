@@ -78,15 +78,7 @@ AUDIO = (
     "training.checkpoint_every=100000",
 )
 # BEST-RQ with a small Conformer: the best phone features of the objectives that were tried with forty minutes of speech.
-PRETRAIN = (
-    "encoder.preset=conformer-tiny",
-    "encoder.num_layers=4",
-    "objective.num_codes=256",
-    "objective.start_probability=0.02",
-    "objective.mask_span=20",
-    "optim.lr=1e-3",
-    "schedule.warmup=0.05",
-)
+PRETRAIN = "pretrain/best_rq-field"
 
 
 @dataclass(frozen=True)
@@ -235,7 +227,7 @@ def pretrained(plan: Plan, corpora: Mapping[str, Path]) -> Path:
             f"training.updates={plan.pretrain_updates}",
             "training.seed=1",
         ]
-        train(load_recipe("pretrain/best_rq-small", [*PRETRAIN, *AUDIO, *own]), run)
+        train(load_recipe(PRETRAIN, [*AUDIO, *own]), run)
     return run / "model"
 
 
@@ -352,7 +344,7 @@ def masked_accuracy(model: Path, corpora: Mapping[str, Path]) -> dict[str, float
     objective = build_objective(loaded.objective_tree, loaded.encoder)
     objective.take_heads(loaded.head_tensors)
     learner = Learner(loaded.encoder, objective)
-    recipe = load_recipe("pretrain/best_rq-small", [f"data.path={json.dumps(str(corpora['test']))}", *PRETRAIN, *AUDIO])
+    recipe = load_recipe(PRETRAIN, [f"data.path={json.dumps(str(corpora['test']))}", *AUDIO])
     return {
         name: score(learner, heldout_batches(recipe, corpora[name], learner, max_seconds=240.0)).means()["accuracy"]
         for name in ("test", "source")

@@ -13,6 +13,7 @@ import torch
 
 from isogloss.adapt.loss_measure import loss_measure
 from isogloss.cli.main import main
+from isogloss.data.units import UnitTable
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import GatesConfig, LoraConfig, MasksConfig, edits_of, fixed_to, install
 from isogloss.encoders.presets import build_encoder, preset
@@ -109,6 +110,22 @@ def test_extract_writes_the_states_of_a_language(
         expected = own([own.prepare(wave_T)]).states[2].values_ND
         np.testing.assert_allclose(found[language], expected.detach().numpy(), atol=5e-3)
     assert np.abs(found["cs"] - found["sw"]).max() > 0.1
+
+
+def test_labels_are_those_of_a_language(
+    corpus: Path, model: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["label", "--data", corpus, "--layer", "2", "--num-units", "8", "--from"]
+    assert run(*common, model, "--out", tmp_path / "none") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "trained with its gates" in told
+    assert "name one with `--for-language` (`labels.language`) of cs, sw" in told
+    assert run(*common, plain, "--for-language", "cs", "--out", tmp_path / "plain") == 2
+    assert "is the same for all languages" in capsys.readouterr().err
+    for language in LANGUAGES:
+        assert run(*common, model, "--for-language", language, "--out", tmp_path / language) == 0
+        header = UnitTable(tmp_path / language).header
+        assert header["convention"]["model_sha256"] == hash_encoder(load_encoder(model).for_language(language))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_results_survive_the_disk_and_bad_lines_are_named(tmp_path: Path) -> Non
     assert back[0].energy == {"kwh": 0.1, "co2_kg": None}
     assert math.isnan(back[1].low)
     assert back[1].synthetic_speech
+    write_results(tmp_path / "marks.jsonl", [replace(first, notes="a\u2028b\x85c")])
+    assert read_results(tmp_path / "marks.jsonl")[0].notes == "a\u2028b\x85c"
     for bad in ("{", "[1]", '{"system": "x"}', '{"sistem": 1}', "7"):
         path.write_text(path.read_text().splitlines()[0] + "\n" + bad + "\n")
         with pytest.raises(DataError, match=r"results.jsonl:2: not a result"):

@@ -193,6 +193,17 @@ def test_what_normalises_to_nothing_is_no_reference(tmp_path: Path) -> None:
         assert counts.labels == "gold"
 
 
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
+    names = [f"u{mark}" for mark in "\x85\u2028\x0b\r\n"]
+    texts = [f"ab{mark}cd" for mark in "\x85\u2028\x0b\r\n"]
+    result = TaskResult(names, texts, list(texts), ["s"] * 5, [1.0] * 5, ["fr"] * 5, labels=["gold"] * 5)
+    result.synthetic = [False] * 5
+    write_predictions(tmp_path / "said.jsonl", result)
+    counts = read_predictions([tmp_path / "said.jsonl"], "cer")["fr"]
+    assert counts.ids == names
+    assert counts.counts_U2[:, 0].sum() == 0
+
+
 def test_a_model_is_needed() -> None:
     with pytest.raises(ConfigError, match="--from"):
         load_finetune("asr")

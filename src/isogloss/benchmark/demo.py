@@ -1,4 +1,4 @@
-"""The whole chain in minutes: speech, audit, labels, two objectives from one seed, measures, report."""
+"""The whole chain in minutes: speech, audit, labels, three objectives from one seed, measures, report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from isogloss.training.loop import TrainResult, train
 from isogloss.training.recipe import Recipe, load_recipe
 
 Speech = Literal["auto", "real", "synthetic"]
-OBJECTIVES = {"modified CPC": "demo/modified-cpc", "wav2vec 2.0": "demo/wav2vec2"}
+OBJECTIVES = {"modified CPC": "demo/modified-cpc", "wav2vec 2.0": "demo/wav2vec2", "BEST-RQ": "demo/best-rq"}
 SYNTHETIC_LANGUAGES = ("fr", "es", "it", "ru", "sw", "tr")
 
 

@@ -21,7 +21,7 @@ from isogloss.evaluation.tables import ResultRecord, footnotes, format_value, is
 
 def write_report(demo: Demo) -> Path:
     """Write `report.html` into the demo's folder and return its path."""
-    page = Report("isogloss: what two objectives learned", demo.speech)
+    page = Report("isogloss: what self-supervised objectives learned", demo.speech)
     if demo.synthetic:
         page.paragraph(
             "The speech in this report is synthesised, not human: figures say that the chain works, and nothing about any "
@@ -30,7 +30,7 @@ def write_report(demo: Demo) -> Path:
         )
     names = list(demo.runs)
     page.paragraph(
-        f"Two objectives, {' and '.join(names)}, were pretrained on the same recordings, in the same order, from the same seed "
+        f"{', '.join(names[:-1])} and {names[-1]} were pretrained on the same recordings, in the same order, from the same seed "
         f"({demo.seed}), and measured beside log-mel, MFCC and their own untrained encoders on voices that no training saw."
     )
     page.heading("Did pretraining help?")

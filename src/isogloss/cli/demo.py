@@ -40,7 +40,7 @@ def demo(
     size: Annotated[SizeChoice, typer.Option(help="tiny: for tests; small: minutes; large: hours")] = SizeChoice.small,
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 1,
 ) -> None:
-    """Obtain speech, audit it, pretrain by two objectives, measure both beside log-mel and their untrained selves, report.
+    """Obtain speech, audit it, pretrain by three objectives, measure them beside log-mel and their untrained selves, report.
 
     An interrupted demo goes on where it stopped. It downloads at most about 220 MB, and says so before.
     """

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._out import check_file
+
 app = typer.Typer(add_completion=False)
 
 
@@ -60,6 +62,7 @@ def evaluate(
     from isogloss.evaluation.scoring import read_rows, score_files
     from isogloss.evaluation.tables import to_rich, write_results
 
+    check_file(out)
     # Files of one name in several folders are told apart by their paths.
     is_ambiguous = len({path.stem for path in hypothesis}) < len(hypothesis)
     records = score_files(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from isogloss.cli._out import check_folder
+from isogloss.cli._sources import ForLanguage
 
 app = typer.Typer(add_completion=False)
 
@@ -33,6 +34,7 @@ def label(
         FeatureChoice | None, typer.Option(help="mfcc (39 numbers, 100 Hz), mel, or model; model where --from is given")
     ] = None,
     model: Annotated[Path | None, typer.Option("--from", help="the model whose layer is clustered")] = None,
+    for_language: ForLanguage = None,
     layer: Annotated[int | None, typer.Option(help="0 is the input of the first block, -1 the last output")] = None,
     num_units: Annotated[int | None, typer.Option(help="clusters", min=2)] = None,
     clusters: Annotated[
@@ -82,7 +84,13 @@ def label(
         raise ConfigError("`--set` changes a recipe, but none is given; use the options --num-units, --layer, …")
     if corpus is None:
         raise ConfigError("there is no corpus: give one with `--data DIR`")
-    given = {"features": features and features.value, "layer": layer, "num_units": num_units, "fit_share": fit_share}
+    given = {
+        "features": features and features.value,
+        "layer": layer,
+        "language": for_language,
+        "num_units": num_units,
+        "fit_share": fit_share,
+    }
     said = {key: value for key, value in given.items() if value is not None}
     if model is not None:
         said = {"features": "model", **said, "model": str(model)}

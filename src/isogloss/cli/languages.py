@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isogloss.cli._out import check_folder
+
 if TYPE_CHECKING:
     from isogloss.benchmark.language_pages import LanguagePage
     from isogloss.encoders.base import Encoder
@@ -33,7 +35,15 @@ class ByChoice(StrEnum):
     loss = "loss"
 
 
-Out = Annotated[Path | None, typer.Option(help="folder for the page, its charts as SVG, and the records")]
+def _writable(out: Path | None) -> Path | None:
+    check_folder(out)
+    return out
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="folder for the page, its charts as SVG, and the records", callback=_writable),
+]
 Seed = Annotated[int, typer.Option(help="of the bootstrap")]
 Kin = Annotated[
     Path | None,

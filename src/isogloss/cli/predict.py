@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from isogloss.cli._out import check_file
+
 app = typer.Typer(add_completion=False)
 
 
@@ -44,10 +46,17 @@ def predict(
     from isogloss.evaluation.tables import to_rich, write_results
     from isogloss.evaluation.tasks import TaskResult, load_task, run_task, scored_of, task_records, write_predictions
 
+    check_file(results, "--results")
+    datasets = _dataset_names(data)
+    places = [
+        None if out is None else out if len(data) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
+        for name in datasets
+    ]
+    for place in places:
+        check_file(place)
     encoder, task = load_task(model)
     if dev is not None and not task.classes:
         raise ConfigError(f"`--dev` calibrates a task that chooses among classes, but {task.config.name} does not")
-    datasets = _dataset_names(data)
     corpora = [list(open_corpus(path, language=language)) for path in data]
     heard = [] if dev is None else list(open_corpus(dev, language=language))
     _refuse_heard(data, corpora, heard)
@@ -75,10 +84,9 @@ def predict(
         )
     system = name or short_name(model)
     scored: list[tuple[str, Any]] = []
-    for path, dataset, cuts in zip(data, datasets, corpora, strict=True):
+    for path, dataset, cuts, place in zip(data, datasets, corpora, places, strict=True):
         result = run(path, cuts)
-        if out is not None:
-            place = out if len(data) == 1 else out.with_name(f"{out.stem}-{dataset}{out.suffix}")
+        if place is not None:
             write_predictions(place, result)
             console.print(f"predictions: {place}", highlight=False, markup=False)
         if any(result.references):

@@ -77,7 +77,7 @@ def _counts(rows: Sequence[_Row], metric: ErrorMetric) -> LanguageCounts:
 
 def _lines(path: Path) -> list[_Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as predictions: {error}") from None
     rows = []

@@ -143,7 +143,7 @@ def read_results(path: Path | str) -> list[ResultRecord]:
     known = {f.name: f for f in fields(ResultRecord)}
     records = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of results") from None
     for number, line in enumerate(lines, 1):

@@ -93,7 +93,15 @@ def build_features(config: LabelConfig, device: torch.device) -> Features:
         raise ConfigError(
             '`labels.model` must name a model where `labels.features` is "model"; give it with `--from MODEL`'
         )
-    return LayerFeatures(load_encoder(config.model), config.layer, normalize=config.normalize, device=device)
+    encoder = load_encoder(config.model)
+    if config.language is not None:
+        encoder = encoder.for_language(config.language)
+    elif encoder.edits is not None:
+        raise ConfigError(
+            f"{config.model} was trained with its {encoder.edits.kind}, another set for each language, and is not itself without them: "
+            f"name one with `--for-language` (`labels.language`) of {', '.join(encoder.edits.languages)}"
+        )
+    return LayerFeatures(encoder, config.layer, normalize=config.normalize, device=device)
 
 
 def stream_features(features: Features, cuts: Iterable[Any], batch_seconds: float) -> Iterator[tuple[Any, Tensor]]:

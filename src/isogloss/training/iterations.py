@@ -36,6 +36,8 @@ class LabelConfig(Config):
     model, layer
         The encoder (any that isogloss opens) and the layer whose output is clustered: the whole output of the block, after its
         residual; 0 is the input of the first block, −1 the last. In an iteration, the model of the one before.
+    language
+        Of a model with masks or adapters: it is labelled as it is for this language.
     normalize
         Bring every dimension to zero mean and unit variance over each utterance first.
     clusters
@@ -55,6 +57,7 @@ class LabelConfig(Config):
     features: Literal["mfcc", "mel", "model"] = "mfcc"
     model: str | None = None
     layer: int | None = None
+    language: str | None = None
     normalize: bool = False
     fit_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -67,8 +70,9 @@ class LabelConfig(Config):
             raise ValueError(
                 'layer must be given with features = "model", and only then: it says which output of the model is clustered'
             )
-        if self.model is not None and self.features != "model":
-            raise ValueError(f'model must be left out with features = "{self.features}"')
+        for name, value in (("model", self.model), ("language", self.language)):
+            if value is not None and self.features != "model":
+                raise ValueError(f'{name} must be left out with features = "{self.features}"')
         fitting = self.changed(*FITTING)
         if self.clusters is not None and fitting:
             raise ValueError(
