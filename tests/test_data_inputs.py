@@ -19,6 +19,7 @@ from data_helpers import cut_of, speechlike, write
 from isogloss.core.errors import DataError
 from isogloss.data.audio import read_audio
 from isogloss.data.audit import audit
+from isogloss.data.folders import folder_of_cut
 from isogloss.data.inputs import Rejected, form_of, iterate_corpus, open_corpus, write_corpus, write_fairseq
 from isogloss.data.shards import shard
 
@@ -246,6 +247,20 @@ def test_names_that_are_not_utf8_survive_a_corpus(tmp_path: Path) -> None:
     assert [cut.id for cut in corpus] == ["caf\\xe9"]
     write_corpus(corpus, folder)
     assert len(read_audio(open_corpus(folder)[0])) == 3_200
+
+
+def test_folders_that_are_not_utf8_survive_a_corpus_and_shards(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    plain = write(tmp_path / "x.wav", speechlike(0.2))
+    folder.mkdir()
+    plain.rename(folder / "x.wav")
+    corpus = open_corpus(folder)
+    write_corpus(corpus, tmp_path / "prepared")
+    shard(corpus, tmp_path / "shar")
+    for place in (folder, tmp_path / "prepared", tmp_path / "shar"):
+        (cut,) = open_corpus(place)
+        assert len(read_audio(cut)) == 3_200
+        assert (cut.custom["source"], folder_of_cut(cut)) == ("caf\\xe9", "caf\\xe9")
 
 
 def test_write_corpus_refuses_duplicates_and_nothing_and_keeps_the_old(audio_folder: Path) -> None:

@@ -82,7 +82,8 @@ def iterate_corpus(path: PathLike, *, language: str | None = None) -> Iterator[M
     else:
         source = path if path.is_dir() else path.parent
         alignments = alignments_beside(source)
-        for item in cuts_of_rows(name_rows(_rows(path, form)), source=source.resolve().name or "corpus", language=tag):
+        name = printable(source.resolve().name) or "corpus"
+        for item in cuts_of_rows(name_rows(_rows(path, form)), source=name, language=tag):
             yield item if alignments is None or isinstance(item, Rejected) else alignments.attach(item)
 
 
