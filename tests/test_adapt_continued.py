@@ -442,8 +442,14 @@ def test_a_run_of_another_length_is_not_gone_on_with(
     with pytest.raises(ConfigError, match=told):
         adapt(asked, tmp_path)
     # a run that an older isogloss made says it as well
-    (tmp_path / "plan.json").unlink()
+    newest = max((tmp_path / "checkpoints").glob("step_*")) / "state.json"
+    state = newest.read_text()
+    newest.write_text(json.dumps({key: value for key, value in json.loads(state).items() if key != "total_updates"}))
     with pytest.raises(ConfigError, match=told):
         adapt(asked, tmp_path)
+    newest.write_text(state)
     monkeypatch.undo()
     assert adapt(asked, tmp_path).last_step == first.last_step
+    # another budget is no other length of the same one
+    with pytest.raises(ConfigError, match=r"`training\.passes` \(was 1\.0, is 3\.0\)"):
+        adapt(recipe(model, target, training={"passes": 3}, adapt={"patience": 99}), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from isogloss.core import dist
 from isogloss.core.errors import ConfigError
 from isogloss.data.index import CorpusIndex
 from isogloss.data.loader import SpeechLoader
-from isogloss.training.checkpoint import Checkpoints
+from isogloss.training.checkpoint import Checkpoints, read_state
 from isogloss.training.job import Job
-from isogloss.training.recipe import Recipe, TrainingConfig
+from isogloss.training.recipe import Recipe, TrainingConfig, changed_settings
 
 ENOUGH = 10  # updates, below which a warm-up is one update or none and the mean of a gradient is all that is learned
 _COUNTED = 100  # updates, up to which they are counted instead of computed from their nominal size
+_DERIVED = {"data.seconds_per_update", "data.micro_batch_seconds"}  # `with_small_updates` sets them
 
 
 def budget_seconds(training: TrainingConfig, corpus_seconds: float) -> float | None:
@@ -86,22 +88,32 @@ def set_measurements(job: Job, recipe: Recipe, passes: float) -> None:
 
 
 def check_length(job: Job, run_dir: Path) -> None:
-    """Note how many updates a run has, and refuse to go on with one that was begun with another number: `ConfigError`.
+    """Refuse to go on with a run that was begun with another number of updates: `ConfigError`.
 
-    Its learning rates were those of another length, and one that is finished would train on.
+    Its learning rates were those of another length, and one that is finished would train on. Where settings differ, the loop
+    names them.
     """
-    mark, old = run_dir / "plan.json", None
-    if Checkpoints(run_dir, job.training.keep).steps():
-        for file, key in ((run_dir / "adapt.json", "planned_updates"), (mark, "total_updates")):
-            if file.exists():
-                old = json.loads(file.read_text(encoding="utf-8"))[key] or old
+    state = _newest_state(Checkpoints(run_dir, job.training.keep))
+    if state is None or changed_settings(state["config"], job.config).keys() - _DERIVED:
+        return
+    old, finished = state.get("total_updates"), run_dir / "adapt.json"
+    if old is None and finished.exists():  # an older isogloss made it
+        old = json.loads(finished.read_text(encoding="utf-8")).get("planned_updates") or None
     if old not in (None, job.total_updates):
         raise ConfigError(
             f"{run_dir} was begun with {old} updates, but the same budget is {job.total_updates} now; usually because the number of "
             "processes is another one, or an older isogloss counted them; go on with as many processes as before, or make the run again "
             "in a new folder"
         )
-    mark.write_text(json.dumps({"total_updates": job.total_updates}) + "\n", encoding="utf-8")
+
+
+def _newest_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    for step in reversed(checkpoints.steps()):
+        try:
+            return read_state(checkpoints.path(step))
+        except (OSError, ValueError):  # damaged: the loop says so
+            continue
+    return None
 
 
 def _num_bins(recipe: Recipe) -> int:

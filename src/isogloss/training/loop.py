@@ -291,6 +291,7 @@ class Loop:
             **self.now.tree(),
             "config": self.job.config,
             "manifest": self.job.manifest,
+            "total_updates": self.job.total_updates,
             "plan_multiple": self.job.plan_multiple,
             "world_size": dist.world_size(),
             "threads": torch.get_num_threads(),
