@@ -1,4 +1,4 @@
-"""What the verbs that train share: how to resume, warnings, and the record of energy."""
+"""What the verbs that train share: their options, warnings, and the record of energy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -16,6 +17,16 @@ class ResumeChoice(StrEnum):
     auto = "auto"
     never = "never"
     must = "must"
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
+]
+Resume = Annotated[ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")]
+AllowDataChange = Annotated[
+    bool, typer.Option("--allow-data-change", help="resume although the corpus or the number of processes changed")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")]
 
 
 def say_warnings(warnings: Iterable[str], is_main: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
+from isogloss.cli._run import DryRun, Overrides, Resume, ResumeChoice, energy_record, quoted, say_warnings
 
 if TYPE_CHECKING:
     from isogloss.adapt.run import AdaptResult
@@ -53,13 +53,9 @@ def adapt(
     probe_data: Annotated[
         Path | None, typer.Option(help="labelled corpus of the quick probe; the target audio by default")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
-    ] = None,
-    resume: Annotated[
-        ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")
-    ] = ResumeChoice.auto,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
+    overrides: Overrides = None,
+    resume: Resume = ResumeChoice.auto,
+    dry_run: DryRun = False,
 ) -> None:
     """Adapt a model to unlabelled audio, stop where held-out audio no longer gets better, and say what was gained and lost.
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
+from isogloss.cli._run import (
+    AllowDataChange,
+    DryRun,
+    Overrides,
+    Resume,
+    ResumeChoice,
+    energy_record,
+    quoted,
+    say_warnings,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -28,16 +37,10 @@ def finetune(
             help="`encoder`, `frontend` or beginnings of parameter names, as often as needed; the recipe's by default"
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
-    ] = None,
-    resume: Annotated[
-        ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")
-    ] = ResumeChoice.auto,
-    allow_data_change: Annotated[
-        bool, typer.Option("--allow-data-change", help="resume although the corpus or the number of processes changed")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
+    overrides: Overrides = None,
+    resume: Resume = ResumeChoice.auto,
+    allow_data_change: AllowDataChange = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a task on a model; the same command resumes. Measure it with `isogloss predict`."""
     import json

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from isogloss.cli._out import check_folder
+from isogloss.cli._run import Overrides
 from isogloss.cli._sources import ForLanguage
 
 app = typer.Typer(add_completion=False)
@@ -45,9 +46,7 @@ def label(
     ] = None,
     fit_share: Annotated[float | None, typer.Option(help="share of the utterances that k-means sees")] = None,
     iteration: Annotated[int, typer.Option(help="which of the recipe's iterations", min=1)] = 1,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Cluster the frames of a share of a corpus and write the unit of every frame of all of it; resumes where it stopped.
 

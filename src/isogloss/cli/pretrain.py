@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isogloss.cli._run import ResumeChoice, energy_record, quoted, say_warnings
+from isogloss.cli._run import (
+    AllowDataChange,
+    DryRun,
+    Overrides,
+    Resume,
+    ResumeChoice,
+    energy_record,
+    quoted,
+    say_warnings,
+)
 
 if TYPE_CHECKING:
     from isogloss.encoders.base import Encoder
@@ -22,9 +31,7 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(help="a TOML file, or a name that `isogloss recipes list` shows")],
     out: Annotated[Path, typer.Option(help="folder of the run: checkpoints, log.jsonl, model/")],
     data: Annotated[Path | None, typer.Option(help="prepared corpus, cuts file or Shar folder")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
-    ] = None,
+    overrides: Overrides = None,
     start: Annotated[
         Path | None,
         typer.Option("--from", help="start from this model (isogloss or Hugging Face folder, fairseq file)"),
@@ -33,12 +40,8 @@ def pretrain(
         list[str] | None,
         typer.Option(help="with --from: what is not trained: frontend, encoder.layers.0, objective.quantizer, …"),
     ] = None,
-    resume: Annotated[
-        ResumeChoice, typer.Option(help="auto: continue where there are checkpoints; never; must")
-    ] = ResumeChoice.auto,
-    allow_data_change: Annotated[
-        bool, typer.Option("--allow-data-change", help="resume although the corpus or the number of processes changed")
-    ] = False,
+    resume: Resume = ResumeChoice.auto,
+    allow_data_change: AllowDataChange = False,
     probe_data: Annotated[
         Path | None,
         typer.Option(help="corpus to probe the encoder on while it trains: phones and languages, as labelled"),
@@ -47,7 +50,7 @@ def pretrain(
         int | None,
         typer.Option(help="with --probe-data: updates between two probes; the recipe's, or 1000, by default", min=1),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and say what would be trained")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     r"""Train an encoder on unlabelled speech, or continue; the same command resumes exactly where the run stopped.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from isogloss.cli._run import Overrides
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
@@ -52,9 +54,7 @@ def copy_recipe(
 @app.command("check")
 def check_recipes(
     recipes: Annotated[list[str] | None, typer.Argument(help="files or names; all shipped ones by default")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, as often as needed", metavar="KEY=VALUE")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Check recipes without training: every key, every value, and the sizes of the model that they describe.
 
