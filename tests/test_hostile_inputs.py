@@ -109,6 +109,10 @@ LHOTSE: dict[str, Any] = {
     "an alignment that is a list": lambda line: line["supervisions"][0].update(alignment=[["a", 0, 1]]),
     "an alignment without times": lambda line: line["supervisions"][0].update(alignment={"word": [["a"]]}),
     "an alignment of a number": lambda line: line["supervisions"][0].update(alignment={"word": [["a", 10**400, 1]]}),
+    "a custom number that is none": lambda line: line.update(custom={"a": [float("nan")]}),
+    "a supervision's custom number without end": lambda line: line["supervisions"][0].update(
+        custom={"a": float("-inf")}
+    ),
     "custom without a bottom": lambda line: line.update(custom={"a": _nested(400)}),
     "no supervisions list": lambda line: line.update(supervisions={"a": 1}),
 }
@@ -130,12 +134,16 @@ def test_lhotse_manifests(canary: Path, tmp_path: Path, case: str) -> None:
 
 ROWS: dict[str, dict[str, Any]] = {
     "a path of half a character": {"file_name": "b.wav\ud800"},
+    "a second path of half a character": {"path": "b.wav\ud800"},
     "an id of half a character": {"id": "\ud800"},
     "a text of half a character": {"text": "a\udfff"},
     "a column of half a character": {"x\ud800": 1},
     "an unknown column of half a character": {"x": [{"y": "\ud800"}]},
     "a start beyond every float": {"start": 10**400},
     "a duration beyond every float": {"duration": 10**400},
+    "a text that is no number": {"text": float("nan")},
+    "an unknown column that is no number": {"snr": [float("nan")]},
+    "an unknown column without end": {"snr": float("inf")},
     "a gender without a bottom": {"gender": _nested(400)},
 }
 

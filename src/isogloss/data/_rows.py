@@ -94,11 +94,12 @@ def row_of_fields(fields: Mapping[str, Any], root: Path, place: str) -> Row:
         if value is None or value == "":
             continue
         name = COLUMN_NAMES.get(key.strip().casefold())
-        check_values([key, value] if name != "file_name" else key, place)
         if name is not None and name not in known:
             known[name] = value
         else:
             custom[key.strip()] = value
+    # a path may hold bytes that are no text, and times are told by their names
+    check_values([custom, *(known[name] for name in known.keys() - {"file_name", "start", "duration"})], place)
     file_name = _text(known, "file_name", place)
     if not file_name:
         raise DataError(f"{place}: has no `file_name`")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,6 +19,8 @@ MAX_SECONDS = 1e6  # eleven days: no recording is longer
 _MAX_DEPTH = 64
 _MAX_RATE = 10_000_000
 _MAX_COUNT = 1 << 40
+# Only lines with one of these can hold half a surrogate pair, or a number that is not finite.
+_SUSPICIOUS = re.compile(rb"\\u[dD]|NaN|Infinity|[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
 MAX_LINE_BYTES = (
     1 << 24
 )  # a longer line is no cut; reading stops there, so a file without line ends cannot fill the memory
@@ -56,15 +60,14 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not a line of JSON: {what}") from None
     if not isinstance(data, dict):
         raise DataError(f"{where}: a cut must be a JSON object, but is a {type(data).__name__}")
-    if b"\\ud" in line.lower() or line.count(b"[") + line.count(b"{") > _MAX_DEPTH:
-        # only such a line can hold half a surrogate pair, or be too deep
-        check_values({key: value for key, value in data.items() if key != "recording"}, where)
     _check_cut(data, where)
+    if _SUSPICIOUS.search(line) or line.count(b"[") + line.count(b"{") > _MAX_DEPTH:
+        check_values({key: value for key, value in data.items() if key != "recording"}, where)
     return data
 
 
 def check_values(values: Any, where: str) -> None:
-    """Refuse what JSON can say and nothing can write: half of a surrogate pair in a text, and lists in lists without end."""
+    """Refuse what can be read and not written: half of a surrogate pair, a number that is not finite, lists in lists without end."""
     pending = [(values, 0)]
     while pending:
         value, depth = pending.pop()
@@ -73,6 +76,9 @@ def check_values(values: Any, where: str) -> None:
         if isinstance(value, str):
             if not _is_unicode(value):
                 raise DataError(f"{where}: {_shown(value)} has half of a surrogate pair, which is no character")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise DataError(f"{where}: {value} is no number that JSON has; write null, or leave it out")
         elif isinstance(value, dict):
             pending += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list):
