@@ -21,6 +21,7 @@ from isogloss.evaluation.lid import (
     Pooled,
     classify_knn,
     classify_linear,
+    languages_tested,
     pool,
     probe_language,
     source_family,
@@ -80,6 +81,11 @@ def test_speaker_folds_never_share_a_speaker_and_test_each_once() -> None:
         assert not {speakers[i] for i in train} & {speakers[i] for i in test}
         assert {languages[i] for i in test} <= {languages[i] for i in train}
         assert "c" in {languages[i] for i in train}
+
+
+def test_cuts_that_say_no_language_have_none_to_test() -> None:
+    assert speaker_folds([], [], 5) == []
+    assert languages_tested([], "speaker", LidSettings()) == []
 
 
 def test_source_folds_never_share_a_source_and_need_enough_speech() -> None:

@@ -163,7 +163,7 @@ def speaker_folds(languages: Sequence[str], speakers: Sequence[str], num_folds: 
         for number, name in enumerate(fresh):
             fold_of[name] = number % num_folds
     fold_B = np.array([fold_of[s] for s in speakers])
-    testable_B = np.array([lang in testable for lang in languages])
+    testable_B = np.array([lang in testable for lang in languages], dtype=bool)  # also where there are none
     folds = []
     for fold in range(num_folds):
         test = np.flatnonzero((fold_B == fold) & testable_B).tolist()
