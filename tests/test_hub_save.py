@@ -140,6 +140,12 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
         load_encoder(tmp_path / "facebook" / "wav2vec2-base")
     with pytest.raises(CheckpointError, match="not a model"):
         load_encoder(tmp_path)
+    (tmp_path / "stopped" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="its run has not ended"):
+        load_encoder(tmp_path / "stopped" / "model")
+    save_model(tmp_path / "run" / "model", build_encoder(CPC), None, {})
+    with pytest.raises(CheckpointError, match="the folder of a run holds its model in `.*run/model`"):
+        load_encoder(tmp_path / "run")
 
 
 def test_convert_and_export_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

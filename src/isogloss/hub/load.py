@@ -29,11 +29,21 @@ def load_model(path: Path | str) -> Loaded:
         return assemble(read_isogloss(path), path)
     if (path / "config.json").is_file():
         return assemble(read_huggingface(path), path)
+    if path.name == "model" and (path.parent / "checkpoints").is_dir() and not path.exists():
+        raise CheckpointError(
+            f"{path}: there is no model yet, because its run has not ended; start the run again with the same command, and it goes on"
+        )
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such file or folder; isogloss downloads no models, so fetch it first (for instance with "
             "`hf download NAME --local-dir FOLDER`) and pass the folder"
         )
+    inside = (
+        f"; the folder of a run holds its model in `{path / 'model'}`"
+        if (path / "model" / DESCRIPTION).is_file()
+        else ""
+    )
     raise CheckpointError(
         f"{path}: not a model: expected a folder with {DESCRIPTION} (isogloss) or config.json (Hugging Face), or a fairseq `.pt` file"
+        + inside
     )
