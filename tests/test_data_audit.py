@@ -438,3 +438,18 @@ def test_folders_of_speakers_or_parts_are_one_warning(tmp_path: Path, folders: t
     write(tmp_path / "fr" / "x.wav", speechlike(0.3, 9))
     report = audit(iterate_corpus(tmp_path), num_workers=1, folder=tmp_path)
     assert [name for name, _ in report.language_faults] == sorted(folders)
+
+
+def test_a_misspelled_column_is_told_where_nothing_else_says_it(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path / f"{number}.wav", speechlike(0.3, number))
+    table = tmp_path / "metadata.csv"
+    table.write_text("file_name,langauge,transcirpt,sentence_id,notes\n0.wav,fr,oui,1,a\n1.wav,fr,non,2,b\n")
+    report = audit(iterate_corpus(tmp_path), num_workers=1)
+    assert report.language_faults == [
+        ("langauge", "is a column that nothing reads; did you mean `language`?"),
+        ("sentence_id", "is a column that nothing reads; did you mean `sentence`?"),
+        ("transcirpt", "is a column that nothing reads; did you mean `transcript`?"),
+    ]
+    table.write_text("file_name,langauge,sentence,sentence_id\n0.wav,fr,oui,1\n1.wav,fr,non,2\n")
+    assert [name for name, _ in audit(iterate_corpus(tmp_path), num_workers=1).language_faults] == ["langauge"]

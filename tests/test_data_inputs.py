@@ -278,6 +278,7 @@ def test_write_corpus_refuses_duplicates_and_nothing_and_keeps_the_old(audio_fol
 CSV = "file_name,start,duration\n"
 FAULTS: dict[str, tuple[str, bytes | str, str]] = {
     "no column": ("metadata.csv", "name,text\na,b\n", "metadata.csv:1: a column `file_name`"),
+    "semicolons": ("metadata.csv", "file_name;text\na.wav;b\n", "file_name;text; its cells must be separated by commas"),
     "a column twice": ("metadata.csv", "file_name,x,x\na,b,c\n", "metadata.csv:1: the column 'x' is there twice"),
     "too many cells": ("metadata.csv", CSV + "audio/a.wav,0,0.1,7\n", "metadata.csv:2: has 4 cells"),
     "open quote": ("metadata.csv", 'file_name,text\naudio/a.wav,"never\nclosed\n', "metadata.csv:3: not a table"),

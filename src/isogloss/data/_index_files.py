@@ -103,7 +103,10 @@ def write_index(folder: Path, records: Iterator[Record], shard_names: list[str])
             num_cuts += 1
             seconds += cut["duration"]
     if not num_cuts:
-        raise DataError("the corpus has no cuts; usually because every recording was rejected: see its audit report")
+        raise DataError(
+            "the corpus has no cuts; usually because the folder is empty or not the one that was meant, or because every "
+            "recording was rejected: `isogloss corpus audit` says why"
+        )
     columns["offset"].append(offset)
     for column in columns.values():
         column.close()

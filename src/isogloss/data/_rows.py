@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,10 +31,26 @@ _COLUMNS = {
     "license": ("license", "licence"),
 }
 COLUMN_NAMES = {known: name for name, all_known in _COLUMNS.items() for known in all_known}
+_SAID = ("language", "speaker", "gender", "text")  # what a supervision says
 _GENDERS = {
     "male": "male", "m": "male", "man": "male", "male_masculine": "male", "masculine": "male",
     "female": "female", "f": "female", "w": "female", "woman": "female", "female_feminine": "female", "feminine": "female",
 }  # fmt: skip
+
+
+def misspelled_columns(cuts: Iterable[MonoCut]) -> list[tuple[str, str]]:
+    """Return (name, sentence) for each column that nothing reads, whose name is near one that is read and that no cut has."""
+    names: set[str] = set()
+    said: set[str] = set()
+    for cut in cuts:
+        names.update(cut.custom or {})
+        said.update(name for about in cut.supervisions for name in _SAID if getattr(about, name) is not None)
+    readable = [known for known, name in COLUMN_NAMES.items() if name in _SAID and name not in said]
+    return [
+        (printable(name), f"is a column that nothing reads; did you mean `{near}`?")
+        for name in sorted(names - COLUMN_NAMES.keys())
+        for near in difflib.get_close_matches(name.casefold(), readable, 1, 0.8)
+    ]
 
 
 @dataclass(frozen=True)

@@ -235,8 +235,15 @@ def _check_columns(columns: list[str], place: str) -> None:
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise DataError(f"{place}: the column {twice[0]!r} is there twice")
     if not any(COLUMN_NAMES.get(name.casefold()) == "file_name" for name in columns):
+        advice = ""
+        if (
+            len(columns) == 1
+            and place.rpartition(":")[0].endswith(".csv")
+            and any(mark in columns[0] for mark in ";\t")
+        ):
+            advice = "; its cells must be separated by commas: save it again so"
         raise DataError(
-            f"{place}: a column `file_name` must name the recordings, but the columns are {', '.join(columns)[:200]}"
+            f"{place}: a column `file_name` must name the recordings, but the columns are {', '.join(columns)[:200]}{advice}"
         )
 
 

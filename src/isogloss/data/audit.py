@@ -23,7 +23,7 @@ from lhotse.utils import fastcopy
 from isogloss.core.errors import DataError
 from isogloss.data._examine import TIMEOUT_SECONDS, Examination, Examiner, Statistics, Window
 from isogloss.data._paths import PathLike, printable
-from isogloss.data._rows import Rejected
+from isogloss.data._rows import Rejected, misspelled_columns
 from isogloss.data._write import write_text
 from isogloss.data.audio import MAX_AMPLITUDE, AudioError, Source, source_of_cut
 from isogloss.data.language_faults import language_faults
@@ -41,7 +41,8 @@ _TOLERANCE_SECONDS = 0.025
 class AuditReport:
     """What an audit found: `cuts` that can be used (with `custom["sha256"]`), `rejected` ones, and warnings (id, text) about used ones.
 
-    `language_faults` are (code or folder, text): languages that no registry knows, and folders that name none.
+    `language_faults` are (code, folder or column, text): languages that no registry knows, folders that name none, and columns
+    with a misspelled name.
     `len(cuts) + len(rejected)` is `num_input`. Durations are in seconds.
     """
 
@@ -129,7 +130,7 @@ def audit(
                 report.rejected.append(Rejected(item.id, _place(item), found.verdict, found.reason))
             if progress is not None:
                 progress(report.num_input, total)
-    report.language_faults = language_faults(report.cuts, folder)
+    report.language_faults = language_faults(report.cuts, folder) + misspelled_columns(report.cuts)
     return report
 
 
