@@ -48,6 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"isogloss: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
+    except SystemExit as leaving:
+        # typer leaves with 130 and without a word
+        if isinstance(getattr(leaving.__context__, "__cause__", None), KeyboardInterrupt):
+            sys.stderr.write("isogloss: interrupted\n")
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("isogloss: interrupted\n")
         sys.exit(130)

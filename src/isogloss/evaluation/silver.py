@@ -70,7 +70,9 @@ def align_silver(
     if not kept:
         raise DataError(
             f"none of {len(cuts)} cuts can be aligned: {len(report.without_phones)} have no phones and "
-            f"{len(report.too_short)} are too short for theirs; usually because the corpus has no texts"
+            f"{len(report.too_short)} are too short for theirs; usually because the corpus has no texts, or "
+            "espeak-ng no voice for their language; then put a `phones.ctm` beside the metadata, or try `--labels ipa` where the "
+            "texts are written as they are spoken"
         )
     sequences = [[phone for word in own for phone in word] for own in words]
     inventory = Inventory.of(sequences)

@@ -129,8 +129,9 @@ def _watches() -> tuple[Watch, ...]:
             metric="code_entropy_share",
             low=0.52,  # real speech, 200 to 5500 frames: .62 and more normalised, .59 to .35 not, .46 and less from 1000 on
             meaning="few distinct codes are targets: usually because the spectrum is not normalised, so that most frames look alike "
-            "to the random quantizer",
-            advice='set `encoder.normalization="utterance"`, and check that the audio is speech',
+            "to the random quantizer, or because most of the audio is pause",
+            advice='set `encoder.normalization="utterance"` if the recipe says another, cut long pauses out with `isogloss corpus '
+            "segment`, and check that the audio is speech",
             patience=50,
             # The codes are fixed, so they cannot collapse; quiet field recordings (Mboshi, normalised) have .38 to .42.
             stops=False,
