@@ -253,6 +253,19 @@ def test_ctc_and_lid_from_the_command_line(corpus: Path, tmp_path: Path) -> None
     assert ("language, knn, held-out speaker", "macro_f1") in metrics
 
 
+@pytest.mark.parametrize("verb", [("phones",), ("ctc", "--epochs", "1")])
+def test_two_models_are_compared_in_pairs(verb: tuple[str, ...], corpus: Path, model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    save_model(tmp_path / "other", build_encoder(preset("wave-tiny")), None, {})
+    out, common = tmp_path / "results.jsonl", ["--data", str(corpus), "--against", "", "--layer", "1"]
+    pair = ["--from", str(model), "--versus", str(tmp_path / "other"), "--out", str(out)]
+    assert CliRunner().invoke(probe_cli.app, [*verb, *common, *pair], catch_exceptions=False).exit_code == 0
+    found = {r.system: r for r in read_results(out) if r.metric.startswith(("accuracy", "per"))}
+    assert set(found) == {"tiny", "other", "tiny − other"}
+    assert found["tiny"].value != found["other"].value
+    assert found["tiny − other"].value == pytest.approx(found["tiny"].value - found["other"].value)
+
+
 def test_extract_writes_files_that_numpy_opens(corpus: Path, model: Path, tmp_path: Path) -> None:
     arguments = ["--from", str(model), "--data", str(corpus), "--out", str(tmp_path), "--layer", "0", "--layer", "-1"]
     assert CliRunner().invoke(extract_cli.app, arguments, catch_exceptions=False).exit_code == 0
@@ -271,7 +284,7 @@ def test_mistakes_are_one_sentence(corpus: Path) -> None:
         (["phones", "--data", str(corpus), "--against", ""], "nothing to measure"),
         (["ctc", "--data", str(corpus), "--layer", "3"], "`--layer` chooses"),
         (["lid", "--data", str(corpus), "--layer", "3"], "`--layer` chooses"),
-        (["lid", "--data", str(corpus), "--versus", "elsewhere"], "`--versus` compares"),
+        *(([verb, "--data", str(corpus), "--versus", "x"], "`--versus` compares") for verb in ("phones", "ctc", "lid")),
         (["lid", "--data", str(corpus), "--plot", "curve.svg"], "`--plot` belongs to few-shot"),
         (["lid", "--data", str(corpus), "--draws", "2"], "`--draws` belongs to few-shot"),
         (["lid", "--data", str(corpus), "--heads", "2"], "`--heads` belongs to few-shot"),

@@ -21,6 +21,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure froz
 
 Model = Annotated[Path | None, typer.Option("--from", help="a model: isogloss or Hugging Face folder, fairseq .pt")]
 Data = Annotated[Path, typer.Option(help="a corpus in any accepted form")]
+Versus = Annotated[Path | None, typer.Option(help="with --from: a second model, for paired differences to it")]
 Layers = Annotated[list[int] | None, typer.Option("--layer", help="as often as needed; all by default; -1 is the last")]
 Against = Annotated[
     str | None,
@@ -43,6 +44,7 @@ Labels = Annotated[
 def phones(
     data: Data,
     model: Model = None,
+    versus: Versus = None,
     layer: Layers = None,
     against: Against = None,
     split: Split = "auto",
@@ -65,7 +67,7 @@ def phones(
     from isogloss.evaluation.weighted_probe import probe_weighted
 
     check_file(out)
-    models, others = [] if model is None else [model], _rivals(model, against)
+    models, others = _pair(model, versus), _rivals(model, against)
     check_sources(models, others, layers=layer is not None, language=for_language)
     if weighted and (model is None or (layer is not None and len(set(layer)) < 2)):
         raise ConfigError(
@@ -102,6 +104,7 @@ def phones(
 def ctc(
     data: Data,
     model: Model = None,
+    versus: Versus = None,
     layer: Annotated[int | None, typer.Option(help="one layer; the last by default")] = None,
     against: Against = None,
     split: Split = "auto",
@@ -119,7 +122,7 @@ def ctc(
     from isogloss.evaluation.probe_records import ctc_counts, ctc_records, difference_record
 
     check_file(out)
-    models, others = [] if model is None else [model], _rivals(model, against)
+    models, others = _pair(model, versus), _rivals(model, against)
     check_sources(models, others, layers=layer is not None, language=for_language)
     opened = open_models(models, for_language)
     layers = [-1 if layer is None else layer]
@@ -144,6 +147,7 @@ def ctc(
 def lid(
     data: Data,
     model: Model = None,
+    versus: Versus = None,
     layer: Layers = None,
     against: Against = None,
     split: Annotated[
@@ -160,9 +164,6 @@ def lid(
     ] = None,
     heads: Annotated[
         int | None, typer.Option(min=1, help="with --shots: initial weights for each draw; 3 by default")
-    ] = None,
-    versus: Annotated[
-        Path | None, typer.Option(help="with --from: a second model, for paired differences to it")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="with --shots: draw the curves to this SVG file")] = None,
     seed: Seed = 0,
@@ -194,10 +195,8 @@ def lid(
         raise ConfigError(f"`--plot {plot}` must be an .svg file in a folder that is there")
     if split not in (None, "speaker", "source", "both"):
         raise ConfigError(f"`--split` must be speaker, source or both, but is {split}")
-    if versus is not None and model is None:
-        raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
     check_file(out)
-    models, others = [path for path in (model, versus) if path is not None], _rivals(model, against)
+    models, others = _pair(model, versus), _rivals(model, against)
     check_sources(models, others, layers=layer is not None, language=for_language)
     opened = open_models(models, for_language)
     numbers = None if shots is None else _numbers(shots)
@@ -359,6 +358,15 @@ def _phone_splits(
 
 def _joined(*parts: str) -> str:
     return "; ".join(filter(None, parts))
+
+
+def _pair(model: Path | None, versus: Path | None) -> list[Path]:
+    """Return the models that are measured."""
+    from isogloss.core.errors import ConfigError
+
+    if versus is not None and model is None:
+        raise ConfigError("`--versus` compares a model with the one of `--from`; give both")
+    return [path for path in (model, versus) if path is not None]
 
 
 def _rivals(model: Path | None, against: str | None) -> list[str]:
