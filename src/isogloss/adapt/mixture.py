@@ -14,6 +14,7 @@ from lhotse.utils import fastcopy
 from isogloss.adapt._division import Division, divide, language_of
 from isogloss.adapt.guard import refuse_test_audio
 from isogloss.core.errors import DataError
+from isogloss.core.files import write_whole
 from isogloss.core.languages import normalize_language
 from isogloss.core.rng import derive_seed
 from isogloss.data.inputs import open_corpus, write_corpus
@@ -93,7 +94,7 @@ def prepare_mixture(
             )
         return mixture
     _write(division, [copy for copy, _ in replayed], mixture)
-    mark.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+    write_whole(mark, json.dumps(identity) + "\n")
     return mixture
 
 

@@ -24,6 +24,7 @@ from isogloss.adapt.mixture import Mixture, prepare_mixture
 from isogloss.adapt.report import Choice, adaptation_records
 from isogloss.core import dist
 from isogloss.core.errors import ConfigError
+from isogloss.core.files import write_whole
 from isogloss.evaluation.quick import NOTHING_MEASURED
 from isogloss.evaluation.tables import ResultRecord, write_results
 from isogloss.training.checkpoint import Checkpoints
@@ -175,7 +176,7 @@ def _same_method(recipe: AdaptRecipe, run_dir: Path) -> None:
     """Refuse a folder that was begun with another method: the masks that were found then would be told as these."""
     mark, own = run_dir / "method.json", recipe.method
     if not mark.exists():
-        mark.write_text(json.dumps(own) + "\n", encoding="utf-8")
+        write_whole(mark, json.dumps(own) + "\n")
         return
     old = json.loads(mark.read_text(encoding="utf-8"))
     changed = sorted(key for key in {*old, *own} if old.get(key) != own.get(key))
@@ -256,5 +257,4 @@ def _write(
 ) -> None:
     write_utterances(run_dir, before, after)
     write_results(run_dir / "results.jsonl", records)
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    (run_dir / "adapt.json").write_text(text, encoding="utf-8")
+    write_whole(run_dir / "adapt.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

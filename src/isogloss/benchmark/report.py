@@ -7,6 +7,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from isogloss.core.files import write_whole
+
 
 class Report:
     """Collects blocks from top to bottom; `write` makes the page. All text is escaped except charts, which are SVG."""
@@ -76,6 +78,4 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self.html(), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, self.html())

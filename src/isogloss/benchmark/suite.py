@@ -18,6 +18,7 @@ from isogloss.benchmark.prepare import before_and_after
 from isogloss.core.config import Config, parse, read_toml, to_toml
 from isogloss.core.errors import ConfigError, IsoglossError
 from isogloss.core.fields import Positive
+from isogloss.core.files import write_whole
 from isogloss.core.lookup import nearest
 from isogloss.encoders.presets import build_encoder
 from isogloss.evaluation.energy import add_records
@@ -110,7 +111,7 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(settings)), encoding="utf-8")
+    write_whole(path, json.dumps(dict(settings)))
 
 
 def recipe_of(suite: SuiteConfig, system: SystemConfig, budget: Budget, corpus: Path, seed: int) -> dict[str, Any]:
@@ -154,8 +155,8 @@ def run_system(
         except IsoglossError as error:
             return SystemResult(system.name, cost, Measured(), str(error))
         stored.parent.mkdir(parents=True, exist_ok=True)
-        stored.with_suffix(".layers.json").write_text(json.dumps(measured.layers), encoding="utf-8")
-        stored.with_suffix(".left_out.json").write_text(json.dumps(measured.left_out), encoding="utf-8")
+        write_whole(stored.with_suffix(".layers.json"), json.dumps(measured.layers))
+        write_whole(stored.with_suffix(".left_out.json"), json.dumps(measured.left_out))
         write_results(stored, [*measured.records, *measured.differences])
     return SystemResult(system.name, cost, _read(stored))
 
@@ -202,7 +203,7 @@ def _train(tree: Mapping[str, Any], run_dir: Path) -> str:
         parameters=sum(p.numel() for p in load_encoder(run_dir / "model").parameters()),
         energy=add_records(energy),
     )
-    (run_dir / "cost.json").write_text(json.dumps(asdict(cost)), encoding="utf-8")
+    write_whole(run_dir / "cost.json", json.dumps(asdict(cost)))
     return ""
 
 

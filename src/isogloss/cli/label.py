@@ -59,6 +59,7 @@ def label(
     from isogloss.core import dist
     from isogloss.core.config import apply_overrides, parse
     from isogloss.core.errors import ConfigError
+    from isogloss.core.files import write_whole
     from isogloss.data.index import CorpusIndex
     from isogloss.labelling.iterations import describe
     from isogloss.labelling.label import label_corpus
@@ -114,7 +115,7 @@ def label(
             "num_frames": quality.num_frames,
             "num_phones": quality.num_phones,
         }
-        (out / "quality.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
+        write_whole(out / "quality.json", json.dumps(figures) + "\n")
         typer.echo(
             f"PNMI {quality.pnmi.value:.3f} [{quality.pnmi.low:.3f}, {quality.pnmi.high:.3f}], phone purity "
             f"{quality.phone_purity.value:.3f}, cluster purity {quality.cluster_purity.value:.3f}, on {quality.num_frames:,} frames of "

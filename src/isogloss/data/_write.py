@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO, Any
 from lhotse import CutSet, MonoCut
 
 from isogloss.core.errors import DataError
+from isogloss.core.files import replacing
 from isogloss.data._paths import PathLike, printable
 from isogloss.data.audio import inspect_audio, source_of_cut
 
@@ -72,18 +72,10 @@ def write_fairseq(cuts: CutSet | Iterable[MonoCut], path: PathLike) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` that takes its place when the block ends without an error, and vanishes otherwise."""
+    """Replace a file as a whole (`core.files`); where that cannot be done it is a `DataError`."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with replacing(path) as stream:
+            yield stream
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be written: {error.strerror or error}") from None
 
@@ -153,9 +145,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{printable(folder)}: cannot be created: {error.strerror or error}") from None
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

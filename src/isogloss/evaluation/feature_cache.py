@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from isogloss.core.files import replacing
 from isogloss.data.audio import source_of_cut
 from isogloss.encoders.base import Encoder
 from isogloss.encoders.language_edits import edits_of
@@ -89,10 +87,10 @@ class FeatureCache:
         shard = hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:24]
         for layer in self.layers:
             rows = np.concatenate([arrays[cut_id, layer] for cut_id, _ in cuts])
-            with writing(self._path(shard, layer)) as file:
+            with replacing(self._path(shard, layer)) as file:
                 np.save(file, rows)
         # The index comes last: a shard without it does not exist for any reader.
-        with writing(self.folder / f"{shard}.json") as file:
+        with replacing(self.folder / f"{shard}.json") as file:
             file.write(json.dumps(entry).encode())
         self._add(shard, entry)
 
@@ -105,16 +103,3 @@ class FeatureCache:
             for layer in entry["layers"]:
                 self.places.setdefault(key, {})[int(layer)] = (shard, start, start + length)
             start += length
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` and rename it to `path` once it is whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

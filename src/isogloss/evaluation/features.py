@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from isogloss.core.errors import ConfigError, DataError
+from isogloss.core.files import replacing
 from isogloss.data.audio import read_audio
 from isogloss.encoders.base import Encoder, pack_audio
-from isogloss.evaluation.feature_cache import FeatureCache, hash_cut, hash_encoder, writing
+from isogloss.evaluation.feature_cache import FeatureCache, hash_cut, hash_encoder
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, float], None]  # (seconds of audio done, seconds in all)
@@ -231,7 +232,7 @@ def write_feature_files(store: FeatureStore, cuts: Iterable[Any], folder: Path) 
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             values_SD = store[cut.id, layer]
-            with writing(path) as file:
+            with replacing(path) as file:
                 np.save(file, values_SD)
             entry = {
                 "id": cut.id,
@@ -243,6 +244,6 @@ def write_feature_files(store: FeatureStore, cuts: Iterable[Any], folder: Path) 
             }
             lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     index = folder / "features.jsonl"
-    with writing(index) as file:
+    with replacing(index) as file:
         file.write("".join(lines).encode())
     return index

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from isogloss.core.errors import DataError
+from isogloss.core.files import write_whole
 from isogloss.evaluation.bootstrap import Estimate
 
 Labels = Literal["gold", "silver", "synthetic", ""]
@@ -132,9 +133,12 @@ def write_results(path: Path | str, records: Iterable[ResultRecord], *, append: 
     """Write records as JSON lines (UTF-8), replacing the file unless `append`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(_plain(asdict(r)), ensure_ascii=False, allow_nan=False) + "\n" for r in records]
-    with path.open("a" if append else "w", encoding="utf-8") as file:
-        file.writelines(lines)
+    text = "".join(json.dumps(_plain(asdict(r)), ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+    if not append:
+        write_whole(path, text)
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def read_results(path: Path | str) -> list[ResultRecord]:

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 
 from isogloss.core import dist
 from isogloss.core.errors import DataError
+from isogloss.core.files import replacing
 from isogloss.core.rng import derive_seed
 from isogloss.data.index import CorpusIndex
 from isogloss.data.units import CLUSTERS, UnitTable
-from isogloss.evaluation.feature_cache import writing
 from isogloss.labelling.features import Features, build_features, stream_features
 from isogloss.nn.filterbank import SAMPLE_RATE
 from isogloss.targets.clusters import Clusters, fit_clusters
@@ -139,7 +139,7 @@ def _begin(work: Path, convention: dict[str, Any]) -> None:
     if place.is_file():
         _check_same(work, json.loads(place.read_text(encoding="utf-8")), convention)
     else:
-        with writing(place) as stream:
+        with replacing(place) as stream:
             stream.write(json.dumps(convention).encode())
 
 
@@ -193,7 +193,7 @@ def _fit_block(
             values_SD.clamp(-_HALF_MAX, _HALF_MAX).half().numpy()
             for _, values_SD in stream_features(features, cuts, config.batch_seconds)
         ]
-        with writing(path) as stream:
+        with replacing(path) as stream:
             np.save(stream, np.concatenate(parts) if parts else np.zeros((0, features.width), np.float16))
     block: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return block
@@ -219,7 +219,7 @@ def _label(
             clusters.assign(values_SD).numpy().astype("<i4")
             for _, values_SD in stream_features(features, cuts, config.batch_seconds)
         ]
-        with writing(path) as stream:
+        with replacing(path) as stream:
             np.savez(stream, labels=np.concatenate(found), lengths=np.array([len(labels) for labels in found], "<i8"))
 
 

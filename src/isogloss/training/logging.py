@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from isogloss.core.files import replacing
+
 PLAIN_LINE_SECONDS = 30.0  # how often a run without a terminal prints a line
 
 
@@ -48,9 +50,8 @@ class RunLog:
                     continue  # the last line of a killed process
                 if row["step"] <= step:
                     keep.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(keep))
-        temporary.replace(self.path)
+        with replacing(self.path) as file:
+            file.writelines(keep)
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),

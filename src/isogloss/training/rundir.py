@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from isogloss.core import dist
 from isogloss.core.config import to_toml
 from isogloss.core.errors import CheckpointError, ConfigError, DataError
+from isogloss.core.files import write_whole
 from isogloss.training.checkpoint import Checkpoints, read_state
 from isogloss.training.job import Job
 from isogloss.training.logging import RunLog
@@ -126,4 +127,4 @@ def _check_same(state: dict[str, Any], job: Job, allow_data_change: bool) -> Non
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
