@@ -22,8 +22,12 @@ def test_symbols_are_ordered_by_frequency_then_name_and_numbered_behind_blank_an
 def test_rare_symbols_are_unknown() -> None:
     labels = Labels(min_count=2).with_symbols_of(["aab", "a"])
     assert labels.symbols == ("a",)
-    with pytest.raises(DataError, match="min_count"):
+    with pytest.raises(DataError, match=r"none of the 2 characters comes 9 times; lower `labels.min_count`"):
         Labels(min_count=9).with_symbols_of(["aab"])
+    with pytest.raises(DataError, match="the corpus has no text; give transcripts"):
+        Labels().with_symbols_of([])
+    with pytest.raises(DataError, match="the corpus has no phones; give an alignment"):
+        Labels(unit="phones").with_symbols_of([""])
 
 
 @pytest.mark.parametrize(

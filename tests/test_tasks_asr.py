@@ -156,6 +156,13 @@ def test_from_a_model_to_figures(tmp_path: Path) -> None:
     assert records["cer"].unit
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [row["id"] for row in said] == [f"u{i}" for i in range(8)]
+    assert "is empty" not in shown.output
+    # a model that writes blanks alone is told to
+    with torch.no_grad():
+        task.project.bias[0] += 1e4  # type: ignore[union-attr, index, operator]
+    save_model(tmp_path / "blank", fine_encoder, None, {}, task)
+    arguments[1] = str(tmp_path / "blank")
+    assert "writes blanks alone" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
     # the encoder stays bit for bit while it waits
     short = load_finetune("asr", [*settings, "training.updates=8", "task.head_only=0.99", "optim.weight_decay=0.1"])
     frozen, _ = load_task(train(short, tmp_path / "short").model_dir)

@@ -86,6 +86,12 @@ def predict(
     scored: list[tuple[str, Any]] = []
     for path, dataset, cuts, place in zip(data, datasets, corpora, places, strict=True):
         result = run(path, cuts)
+        if not task.classes and result.predictions and not any(result.predictions):
+            console.print(
+                f"every text of {path} is empty: the model writes blanks alone, usually because it has been trained for too few updates",
+                highlight=False,
+                markup=False,
+            )
         if place is not None:
             write_predictions(place, result)
             console.print(f"predictions: {place}", highlight=False, markup=False)

@@ -72,14 +72,16 @@ class Labels(Config):
         counts = Counter(symbol for sequence in sequences for symbol in sequence)
         counts.pop(UNKNOWN_MARK, None)
         kept = sorted((s for s, n in counts.items() if n >= self.min_count), key=lambda s: (-counts[s], s))
+        if not counts:
+            advice = (
+                "an alignment, or another `labels.unit`: characters, words or ipa"
+                if self.unit == "phones"
+                else "transcripts, such as a column `text` of metadata.csv"
+            )
+            raise DataError(f"no {self.unit} were found to learn: the corpus has no {self.needs}; give {advice}")
         if not kept:
             raise DataError(
-                f"no {self.unit} were found to learn: the corpus has no {self.needs}"
-                + (
-                    "; try `labels.unit` = characters, words or ipa"
-                    if self.unit == "phones"
-                    else ", or `min_count` is too high"
-                )
+                f"none of the {len(counts)} {self.unit} comes {self.min_count} times; lower `labels.min_count`"
             )
         return self.model_copy(update={"symbols": tuple(kept)})
 
