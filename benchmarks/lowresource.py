@@ -103,6 +103,7 @@ class Plan:
     rates: tuple[float, ...]
     head_rate: float | None
     adapt_rates: tuple[float, ...]
+    adapt_seed: int
 
 
 def main() -> None:
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3], help="learning rates of fine-tuning")
     parser.add_argument("--head-rate", type=float, help="learning rate of the new head; that of the encoder by default")
     parser.add_argument("--adapt-rates", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--adapt-seed", type=int, default=1, help="of adaptation: order of the audio, masks")
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     options = parser.parse_args()
     if len(options.minutes) != len(options.finetune_updates):
@@ -134,6 +136,7 @@ def main() -> None:
         tuple(options.rates),
         options.head_rate,
         tuple(options.adapt_rates),
+        options.adapt_seed,
     )
     targets = [parsed(text) for text in options.target]
     if not options.report:
@@ -258,7 +261,7 @@ def adapted(plan: Plan, target: Target, audio: str, rate: float) -> Path:
     """
     # The sources' audio is the same whatever the target is.
     name = f"sapt-{target.name}" if audio == "sapt" else "source"
-    run = plan.out / "runs" / f"{name}-lr{rate:g}"
+    run = plan.out / "runs" / f"{name}-lr{rate:g}{'' if plan.adapt_seed == 1 else f'-s{plan.adapt_seed}'}"
     if not (run / "model").exists():
         model = pretrained(plan)
         corpus = parts(plan, target)["unlabelled"] if audio == "sapt" else source_corpus(plan)
@@ -266,7 +269,9 @@ def adapted(plan: Plan, target: Target, audio: str, rate: float) -> Path:
         tree = recipe_tree(find_recipe("adapt/continued"), [*AUDIO, f"training.updates={plan.adapt_updates}"])
         tree = {name: section for name, section in tree.items() if name not in ("method", "adapt")}
         tree = merge_trees(tree, {"start": {"model": str(model), "frozen": []}, "data": {"path": str(corpus)}})
-        train(parse_recipe(merge_trees(tree, {"optim": {"lr": rate}, "training": {"seed": 1}}), "sapt"), run)
+        train(
+            parse_recipe(merge_trees(tree, {"optim": {"lr": rate}, "training": {"seed": plan.adapt_seed}}), "sapt"), run
+        )
     return run / "model"
 
 
