@@ -29,6 +29,13 @@ def test_tiny_demo_measures_everything_and_says_that_speech_is_synthetic(
     assert "synthesised" in printed
     assert not re.search(r"""(src|href)=["'](?!#)""", page), "the page fetches something"
     assert "<script" not in page
+    for cell in ("over its untrained encoder", "over log-mel"):
+        assert f"<th>{cell}</th>" in page
+    rows = re.findall(r"<tr[^>]*><td>phones</td><td>([^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page)
+    assert [name for name, *_ in rows] == ["modified CPC", "wav2vec 2.0", "BEST-RQ"]
+    assert all(
+        re.fullmatch(r"[+-].* \[.*\] (better|worse|may be chance)", cell) for _, *cells in rows for cell in cells
+    )
 
     records = read_results(tmp_path / "results.jsonl")
     assert all(record.synthetic_speech for record in records)

@@ -73,7 +73,9 @@ def line_chart(
 ) -> str:
     """Draw curves (name → (x, y)); `reference` is a dashed horizontal line, for instance chance."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(2.3)
+        # A few names find room among the curves; more of them go below.
+        crowded = len(series) > 4
+        figure, axes = _axes(2.3 + 0.2 * math.ceil(len(series) / 2) * crowded)
         for color, (name, (x, y)) in zip(_SERIES, series.items(), strict=False):
             axes.plot(x, y, color=color, label=name, marker="o" if len(x) < 20 else None, markersize=3.5)
         if reference is not None:
@@ -81,7 +83,9 @@ def line_chart(
         figure.suptitle(title, **_TITLE)
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(series) > 1:
+        if crowded:
+            figure.legend(loc="outside lower left", ncols=2, fontsize=8, handlelength=1.2, columnspacing=1.2)
+        elif len(series) > 1:
             axes.legend(fontsize=8)
         return _svg(figure, title)
 

@@ -34,7 +34,8 @@ def write_report(demo: Demo) -> Path:
         f"({demo.seed}), and measured beside log-mel, MFCC and their own untrained encoders on voices that no training saw."
     )
     page.heading("Did pretraining help?")
-    page.table(*_difference_table(demo.measured.differences), numeric=(2,), emphasis=_gains(demo.measured.differences))
+    header, rows = _gains(demo.measured.differences)
+    page.table(header, rows, emphasis=[i for i, row in enumerate(rows) if row[2].endswith("better")])
     page.paragraph(
         "Intervals are 95 % bootstrap intervals of the paired difference on the same test items. Where fewer than five voices "
         "are held out, utterances are resampled: such an interval says nothing about other voices.",
@@ -91,20 +92,24 @@ def result_table(demo: Demo) -> tuple[list[str], list[list[str]]]:
 
 def findings(demo: Demo) -> list[str]:
     """Return each paired difference as a line for the terminal."""
-    _, rows = _difference_table(demo.measured.differences)
-    return [f"{task}: {systems} {points} points, {judged}" for task, systems, points, judged in rows]
+    return [f"{r.task}: {r.system} {_points(r)} points, {verdict(r)}" for r in demo.measured.differences]
 
 
-def _difference_table(differences: Sequence[ResultRecord]) -> tuple[list[str], list[list[str]]]:
-    rows = []
+def _points(record: ResultRecord) -> str:
+    return f"{100 * record.value:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
+
+
+def _gains(differences: Sequence[ResultRecord]) -> tuple[list[str], list[list[str]]]:
+    """Return a row for each task and trained system: what it gained over its untrained encoder and over log-mel."""
+    cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for record in differences:
-        points = f"{100 * record.value:+.1f} [{100 * record.low:+.1f}, {100 * record.high:+.1f}]"
-        rows.append([record.task, record.system, points, verdict(record)])
-    return ["what was measured", "compared", "points [95 %]", "verdict"], rows
-
-
-def _gains(differences: Sequence[ResultRecord]) -> list[int]:
-    return [i for i, row in enumerate(_difference_table(differences)[1]) if row[3] == "better"]
+        name, other = record.system.split(" − ")
+        cells[record.task, name][other] = f"{_points(record)} {verdict(record)}"
+    rows = [
+        [task, name, *(own.get(other, "–") for other in (f"{name}, untrained", "mel"))]
+        for (task, name), own in cells.items()
+    ]
+    return ["points [95 %]", "trained", "over its untrained encoder", "over log-mel"], rows
 
 
 def _energy(record: Mapping[str, Any]) -> str:
