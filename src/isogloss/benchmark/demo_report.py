@@ -30,8 +30,8 @@ def write_report(demo: Demo) -> Path:
         )
     names = list(demo.runs)
     page.paragraph(
-        f"{', '.join(names[:-1])} and {names[-1]} were pretrained on the same recordings, in the same order, from the same seed "
-        f"({demo.seed}), and measured beside log-mel, MFCC and their own untrained encoders on voices that no training saw."
+        f"Encoders were pretrained by {', '.join(names[:-1])} and {names[-1]} on the same recordings, in the same order, from the same "
+        f"seed ({demo.seed}), and measured beside log-mel, MFCC and their own untrained selves on voices that no training saw."
     )
     page.heading("Did pretraining help?")
     header, rows = _gains(demo.measured.differences)
