@@ -417,7 +417,7 @@ def test_cuts_whose_language_is_no_code_keep_their_report(tmp_path: Path) -> Non
         cut.supervisions[0].language = "中文"
     report = audit(CutSet(cuts), num_workers=1)
     assert len(report.cuts) == 3
-    ((name, text),) = report.language_faults
+    ((name, text),) = report.naming_faults
     assert name == "中文"
     assert text.startswith("is the language of 2 utterances, but a language code must have letters a to z")
 
@@ -427,7 +427,7 @@ def test_folders_of_speakers_or_parts_are_one_warning(tmp_path: Path, folders: t
     for number, name in enumerate([*folders, folders[0]]):
         write(tmp_path / name / f"{number}.wav", speechlike(0.3, number))
     report = audit(iterate_corpus(tmp_path), num_workers=1, folder=tmp_path)
-    ((name, text),) = report.language_faults
+    ((name, text),) = report.naming_faults
     assert name == str(tmp_path)
     listed = {1: "only `wavs`", 3: "only `s12` and 2 more"}[len(folders)]
     assert text == (
@@ -437,7 +437,7 @@ def test_folders_of_speakers_or_parts_are_one_warning(tmp_path: Path, folders: t
     # beside a folder of a language, each is told
     write(tmp_path / "fr" / "x.wav", speechlike(0.3, 9))
     report = audit(iterate_corpus(tmp_path), num_workers=1, folder=tmp_path)
-    assert [name for name, _ in report.language_faults] == sorted(folders)
+    assert [name for name, _ in report.naming_faults] == sorted(folders)
 
 
 def test_a_misspelled_column_is_told_where_nothing_else_says_it(tmp_path: Path) -> None:
@@ -446,10 +446,10 @@ def test_a_misspelled_column_is_told_where_nothing_else_says_it(tmp_path: Path) 
     table = tmp_path / "metadata.csv"
     table.write_text("file_name,langauge,transcirpt,sentence_id,notes\n0.wav,fr,oui,1,a\n1.wav,fr,non,2,b\n")
     report = audit(iterate_corpus(tmp_path), num_workers=1)
-    assert report.language_faults == [
+    assert report.naming_faults == [
         ("langauge", "is a column that nothing reads; did you mean `language`?"),
         ("sentence_id", "is a column that nothing reads; did you mean `sentence`?"),
         ("transcirpt", "is a column that nothing reads; did you mean `transcript`?"),
     ]
     table.write_text("file_name,langauge,sentence,sentence_id\n0.wav,fr,oui,1\n1.wav,fr,non,2\n")
-    assert [name for name, _ in audit(iterate_corpus(tmp_path), num_workers=1).language_faults] == ["langauge"]
+    assert [name for name, _ in audit(iterate_corpus(tmp_path), num_workers=1).naming_faults] == ["langauge"]

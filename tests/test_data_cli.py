@@ -102,7 +102,7 @@ def test_languages_that_nobody_knows_are_told(tmp_path: Path, capfd: pytest.Capt
     assert "`fr`" not in shown
     assert "`c" not in shown, "a file beside the folders names nothing"
     assert re.search(r"warnings │ +2 ", shown)
-    faults = json.loads((tmp_path / "clean" / "report.json").read_text())["language_faults"]
+    faults = json.loads((tmp_path / "clean" / "report.json").read_text())["naming_faults"]
     assert [fault["name"] for fault in faults] == ["mboshi", "radio"]
     assert "warnings" in (shown := run("audit", folder, "--workers", 1, "--language", "mdw"))
     assert "no language" not in shown

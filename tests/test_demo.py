@@ -38,6 +38,10 @@ def test_tiny_demo_measures_everything_and_says_that_speech_is_synthetic(
     )
 
     records = read_results(tmp_path / "results.jsonl")
+    points = {record.system: 100 * record.value for record in records if record.task == "phones"}
+    for name, *cells in rows:
+        wanted = [points[f"{name} − {other}"] for other in (f"{name}, untrained", "mel")]
+        assert [float(cell.split()[0]) for cell in cells] == pytest.approx(wanted, abs=0.051)
     assert all(record.synthetic_speech for record in records)
     own = [record for record in records if " − " not in record.system]
     tasks = {record.task for record in own}
@@ -80,3 +84,6 @@ def test_charts_follow_the_page_and_do_not_clash() -> None:
     assert "var(--series-0)" in chart
     ids = re.findall(r'id="([^"]+)"', chart + other)
     assert len(ids) == len(set(ids))
+    few, many = (line_chart("C", "layer", {str(i): ([0, 1], [i, i]) for i in range(n)}) for n in (4, 6))
+    heights = [float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', chart)[1]) for chart in (few, many)]  # type: ignore[index]
+    assert heights[1] > heights[0], "the names of many curves have no room of their own"

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from isogloss.core.errors import DataError
-from isogloss.evaluation.bootstrap import Estimate
+from isogloss.evaluation.bootstrap import Estimate, two_sided_p
 from isogloss.evaluation.language_reports import (
     LanguageCounts,
     change_of_estimate,
@@ -119,6 +119,8 @@ def test_a_mean_of_languages_with_few_speakers_each_is_as_unsure_as_they_are() -
     )
     assert "how sure the figures of 1 of 2 languages are" in alone.caveat
     assert np.isnan(alone.low)
+    assert two_sided_p(alone) == 1.0
+    assert alone.num_units == 6
 
 
 def test_the_change_of_an_estimate_is_as_wide_as_few_units_make_it() -> None:

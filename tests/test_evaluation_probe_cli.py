@@ -178,20 +178,13 @@ def test_quick_probe_is_a_dictionary_of_figures(corpus: Path) -> None:
     assert set(quick_probe(encoder, cuts)) == {"probe/seconds"}
 
 
+def phones_of(model: Path, corpus: Path, out: Path) -> list[str]:
+    return ["phones", "--from", str(model), "--data", str(corpus), "--out", str(out)]
+
+
 def test_learned_layer_weights_from_the_command_line(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    arguments = [
-        "phones",
-        "--from",
-        str(model),
-        "--data",
-        str(corpus),
-        "--against",
-        "mfcc",
-        "--out",
-        str(out),
-        "--weighted",
-    ]
+    arguments = [*phones_of(model, corpus, out), "--against", "mfcc", "--weighted"]
     result = CliRunner().invoke(probe_cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "layer weights of tiny: 0: 0." in result.output
@@ -210,17 +203,7 @@ def test_learned_layer_weights_from_the_command_line(corpus: Path, model: Path, 
 
 def test_phones_from_the_command_line(corpus: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    arguments = [
-        "phones",
-        "--from",
-        str(model),
-        "--data",
-        str(corpus),
-        "--out",
-        str(out),
-        "--cache",
-        str(tmp_path / "c"),
-    ]
+    arguments = [*phones_of(model, corpus, out), "--cache", str(tmp_path / "c")]
     result = CliRunner().invoke(probe_cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     records = {(r.system, r.metric): r for r in read_results(out)}

@@ -134,10 +134,10 @@ def audit(
         report.write(out / "report.json")
     for rejected in report.rejected:
         typer.echo(f"rejected ({rejected.verdict}) {rejected.id}: {rejected.reason}", err=True)
-    for name, text in report.language_faults[:_MAX_FAULTS]:
+    for name, text in report.naming_faults[:_MAX_FAULTS]:
         typer.echo(f"warning: `{name}` {text}", err=True)
-    if len(report.language_faults) > _MAX_FAULTS:
-        more = len(report.language_faults) - _MAX_FAULTS
+    if len(report.naming_faults) > _MAX_FAULTS:
+        more = len(report.naming_faults) - _MAX_FAULTS
         typer.echo(
             f"warning: and {more:,} more names of no known language; `--out` writes them all to report.json", err=True
         )
@@ -146,7 +146,7 @@ def audit(
         "used": f"{len(report.cuts):,} ({report.used_seconds / 3600:.2f} h)",
         "rejected": f"{len(report.rejected):,}",
         **{f"  {verdict}": f"{count:,}" for verdict, count in report.verdicts.items()},
-        "warnings": f"{len(report.warnings) + len(report.language_faults):,}",
+        "warnings": f"{len(report.warnings) + len(report.naming_faults):,}",
     }
     print_table(counts_table(f"audit of {corpus}", rows))
     if not report.num_input:

@@ -41,7 +41,7 @@ _TOLERANCE_SECONDS = 0.025
 class AuditReport:
     """What an audit found: `cuts` that can be used (with `custom["sha256"]`), `rejected` ones, and warnings (id, text) about used ones.
 
-    `language_faults` are (code, folder or column, text): languages that no registry knows, folders that name none, and columns
+    `naming_faults` are (code, folder or column, text): languages that no registry knows, folders that name none, and columns
     with a misspelled name.
     `len(cuts) + len(rejected)` is `num_input`. Durations are in seconds.
     """
@@ -50,7 +50,7 @@ class AuditReport:
     cuts: list[MonoCut] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
-    language_faults: list[tuple[str, str]] = field(default_factory=list)
+    naming_faults: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def used_seconds(self) -> float:
@@ -87,7 +87,7 @@ class AuditReport:
             "verdicts": self.verdicts,
             "rejections": [vars(item) for item in self.rejected],
             "warnings": [{"id": name, "warning": text} for name, text in self.warnings],
-            "language_faults": [{"name": name, "warning": text} for name, text in self.language_faults],
+            "naming_faults": [{"name": name, "warning": text} for name, text in self.naming_faults],
         }
 
     def write(self, path: PathLike) -> None:
@@ -130,7 +130,7 @@ def audit(
                 report.rejected.append(Rejected(item.id, _place(item), found.verdict, found.reason))
             if progress is not None:
                 progress(report.num_input, total)
-    report.language_faults = language_faults(report.cuts, folder) + misspelled_columns(report.cuts)
+    report.naming_faults = language_faults(report.cuts, folder) + misspelled_columns(report.cuts)
     return report
 
 

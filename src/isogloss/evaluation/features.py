@@ -232,7 +232,7 @@ def write_feature_files(store: FeatureStore, cuts: Iterable[Any], folder: Path) 
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             values_SD = store[cut.id, layer]
-            with replacing(path) as file:
+            with replacing(path, is_flushed=False) as file:
                 np.save(file, values_SD)
             entry = {
                 "id": cut.id,

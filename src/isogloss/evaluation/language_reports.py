@@ -6,8 +6,9 @@ difference a paired one. What is known of a language by an estimate alone (a rec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -279,15 +280,16 @@ def mean_change(own: Sequence[Change], *, level: float = 0.95) -> Estimate:
     is_sure = all(estimate.num_units > 1 for estimate in estimates)
     kinds = {estimate.unit for estimate in estimates}
     caveats = ["these languages only: languages were not resampled", *caveats_within(estimates)]
-    return from_replicates(
+    mean = from_replicates(
         float(np.mean([estimate.value for estimate in estimates])),
         np.mean([change.draws_R for change in own], axis=0),
-        num_units=sum(estimate.num_units for estimate in estimates) if is_sure else 1,
+        num_units=sum(estimate.num_units for estimate in estimates),
         unit=kinds.pop() if len(kinds) == 1 else "unit",
         level=level,
         caveat="; ".join(caveats),
         degrees=spread(*estimates)[1] if is_sure else None,
     )
+    return mean if is_sure else replace(mean, low=math.nan, high=math.nan, sd=math.nan, method="none")
 
 
 def caveats_within(estimates: Sequence[Estimate]) -> list[str]:
